@@ -1,0 +1,123 @@
+"""Prefill once, then decode one token at a time. Run it to chat with the real model:
+
+python -m annotated_src.generate "What is a llama?"
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from annotated_src.checkpoint import load_model
+from annotated_src.sampling import greedy
+from annotated_src.tokenizer import TextTokenizer, stream_text
+from annotated_src.weights import WeightsError, smollm2
+
+Sampler = Callable[[Float[Tensor, "B V"]], Int[Tensor, "B"]]
+
+
+def generate(
+    model: Any,
+    tokens: Int[Tensor, "B T"],
+    *,
+    max_new_tokens: int,
+    sampler: Sampler = greedy,
+    stop_ids: Collection[int] = (),
+) -> Int[Tensor, "B S"]:
+    """Return the prompt and its continuation.
+
+    It ends when every row has drawn a stop id, or after max_new_tokens. A row that ends
+    before the others repeats its stop id.
+
+    Raises:
+        ValueError: an empty prompt, an id outside the vocabulary, or more tokens in all
+            than the model was made for.
+
+    Source: transformers `GenerationMixin._sample`.
+    """
+    steps = generate_stream(
+        model, tokens, max_new_tokens=max_new_tokens, sampler=sampler, stop_ids=stop_ids
+    )
+    return torch.cat([tokens, *(step[:, None] for step in steps)], dim=1)
+
+
+def generate_stream(
+    model: Any,
+    tokens: Int[Tensor, "B T"],
+    *,
+    max_new_tokens: int,
+    sampler: Sampler = greedy,
+    stop_ids: Collection[int] = (),
+) -> Iterator[Int[Tensor, "B"]]:
+    """Yield each new column of `generate` as soon as it is known."""
+    total, limit = tokens.shape[-1] + max_new_tokens, model.config.max_seq_len
+    if tokens.shape[-1] == 0:
+        raise ValueError("the prompt has no tokens")
+    if max_new_tokens < 0 or total > limit:
+        raise ValueError(
+            f"prompt {tokens.shape[-1]} + max_new_tokens {max_new_tokens} must be "
+            f"0 to {limit} tokens (max_seq_len)"
+        )
+    return _decode(model, tokens, max_new_tokens, sampler, list(stop_ids))
+
+
+@torch.inference_mode()
+def _decode(
+    model: Any,
+    tokens: Tensor,
+    max_new_tokens: int,
+    sampler: Sampler,
+    stop_ids: list[int],
+) -> Iterator[Tensor]:
+    cache = model.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
+    stops = torch.tensor(stop_ids, dtype=tokens.dtype, device=tokens.device)
+    ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+    last, step = (
+        tokens[:, -1],
+        tokens,
+    )  # the first step is the prefill: the whole prompt
+    for _ in range(max_new_tokens):
+        logits = model(step, cache)[:, -1]
+        last = torch.where(ended, last, sampler(logits))
+        yield last
+        ended = ended | torch.isin(last, stops)
+        if ended.all():
+            return
+        step = last[:, None]
+
+
+def main() -> None:
+    """Answer one prompt, word by word."""
+    parser = argparse.ArgumentParser(prog="python -m annotated_src.generate")
+    parser.add_argument("path", nargs="?", type=Path, help="a model; default SmolLM2")
+    parser.add_argument("prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=200)
+    options = parser.parse_args()
+    try:
+        directory = options.path or smollm2()
+        model, tokenizer = (
+            load_model(directory),
+            TextTokenizer.from_pretrained(directory),
+        )
+        tokens = tokenizer.chat([{"role": "user", "content": options.prompt}])
+        new_ids = generate_stream(
+            model,
+            tokens,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=[tokenizer.eos_id],
+        )
+        for piece in stream_text(tokenizer, (int(row) for row in new_ids)):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except (WeightsError, FileNotFoundError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file per model, each written out from top to bottom."""

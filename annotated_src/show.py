@@ -1,0 +1,36 @@
+"""For every notebook: show source from the file under test, confirm claims."""
+
+import inspect
+import textwrap
+from pathlib import Path
+
+from IPython.core.display import Markdown
+from IPython.core.display_functions import display
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+
+
+def show(*objects: object) -> None:
+    """Display where each function, class or module lives, and its source on disk.
+
+    Raises:
+        TypeError: an object has no Python source.
+    """
+    for item in objects:
+        lines, first = inspect.getsourcelines(item)  # type: ignore[arg-type]
+        path = Path(inspect.getsourcefile(item) or "").relative_to(ROOT)  # type: ignore[arg-type]
+        code = textwrap.dedent("".join(lines)).rstrip()
+        where = f"`{path.as_posix()}`, from line {max(first, 1)}"
+        display(Markdown(f"{where}\n\n```python\n{code}\n```"))
+
+
+def confirm(claim: str, holds: bool | Tensor) -> None:
+    """Print the claim with a tick, or stop the notebook: claims here are checked.
+
+    Raises:
+        AssertionError: the claim does not hold.
+    """
+    if not bool(holds):
+        raise AssertionError(f"does not hold: {claim}")
+    print(f"✓ {claim}")  # noqa: T201 - a cell's output is what it is for

@@ -1,0 +1,132 @@
+"""Text to ids and back, and conversations to text."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+import torch
+from jaxtyping import Int
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+DIGITS_ONE_BY_ONE = ("smollm",)  # values of tokenizer.ggml.pre read here
+REPLACEMENT = (
+    "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are not yet a character
+)
+
+
+class TextTokenizer:
+    """A tokenizer of the tokenizers library, with the chat template beside it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, chat_template: str, eos_token: str
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        eos_id = tokenizer.token_to_id(eos_token)
+        if eos_id is None:
+            raise ValueError(f"the vocabulary has no end token {eos_token!r}")
+        self.eos_id = eos_id
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> "TextTokenizer":
+        """Read tokenizer.json and tokenizer_config.json from a directory.
+
+        Raises:
+            FileNotFoundError: one of the files is not there.
+        """
+        directory = Path(path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if not (directory / name).exists():
+                raise FileNotFoundError(f"no {name} in {directory}")
+        config = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+        template = directory / "chat_template.jinja"
+        return cls(
+            Tokenizer.from_file(str(directory / "tokenizer.json")),
+            template.read_text("utf-8")
+            if template.exists()
+            else config["chat_template"],
+            config["eos_token"],
+        )
+
+    def encode(self, text: str) -> Int[Tensor, "1 T"]:
+        """Turn text into one row of ids; nothing is added in front or behind."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return torch.tensor([ids], dtype=torch.long)
+
+    def decode(self, ids: Sequence[int] | Int[Tensor, "T"]) -> str:
+        """Turn ids into text, special tokens left out."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Int[Tensor, "1 T"]:
+        """Turn a conversation into ids, ending where the assistant's answer begins."""
+        return self.encode(render_chat(self.chat_template, messages))
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """Write a conversation out as the text that the model was trained on.
+
+    Templates come with checkpoints, from strangers, so they run in a sandbox.
+
+    Source: transformers `PreTrainedTokenizerBase.apply_chat_template`.
+    """
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(template).render(
+        messages=messages, add_generation_prompt=True
+    )
+
+
+def stream_text(tokenizer: TextTokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yield text as ids arrive, never half a character.
+
+    A character can span several ids (an emoji takes up to four bytes), so text is held
+    back while its last character is incomplete.
+    """
+    seen: list[int] = []
+    shown = ""
+    for token in ids:
+        seen.append(token)
+        text = tokenizer.decode(seen)
+        if not text.endswith(REPLACEMENT):
+            yield text[len(shown) :]
+            shown = text
+    yield tokenizer.decode(seen)[len(shown) :]
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Rebuild the byte-level BPE tokenizer that a GGUF file's metadata describes.
+
+    Raises:
+        ValueError: another kind of tokenizer.
+
+    Source: ggml `docs/gguf.md`, tokenizer; llama.cpp `LLAMA_VOCAB_PRE_TYPE_SMOLLM`.
+    """
+    model, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
+    if model != "gpt2" or pre not in DIGITS_ONE_BY_ONE:
+        raise ValueError(
+            f"tokenizer is {model!r} with pre-tokenizer {pre!r}, "
+            f"expected 'gpt2' with one of {DIGITS_ONE_BY_ONE}"
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, kind in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True):
+        if kind == CONTROL:
+            tokenizer.add_special_tokens([AddedToken(token, special=True)])
+        elif kind == USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+    return tokenizer
