@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-GELU_CUBIC = 0.044715
-"""Coefficient of the cubic term in `gelu_tanh`. Source: Hendrycks & Gimpel 2016."""
+GELU_CUBIC = 0.044715  # Hendrycks & Gimpel 2016, section 2
 
 
 def gelu_exact(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 
 class TokenEmbedding(nn.Embedding):
-    """`nn.Embedding`, with an error that names the id that is not in the table."""
+    """`nn.Embedding`, with an error that names the ids when one is not in the table."""
+
+    def __init__(self, vocab_size: int, embed_dim: int) -> None:
+        super().__init__(vocab_size, embed_dim)
 
     def forward(self, input: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Look the ids up.

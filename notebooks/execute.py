@@ -3,6 +3,9 @@
     python notebooks/execute.py            those that changed since they last ran here
     python notebooks/execute.py --force    all
     python notebooks/execute.py llama/04   those whose path contains this
+    python notebooks/execute.py --runnable list the notebooks that can run here
+
+A chapter that runs the real model can only do so where the model is.
 
 A chapter is out of date when its own .py, or a module of annotated_src that it uses,
 differs from what last ran. Nothing in the output depends on the time or the machine, so
@@ -23,6 +26,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+
+from annotated_src.weights import WeightsError, smollm2
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMPS = ROOT / ".build" / "executed.json"
@@ -115,16 +120,34 @@ def execute(path: Path) -> Path:
     return target
 
 
+def split_by_weights() -> tuple[list[Path], list[Path]]:
+    """Sort the chapters into those that can run here and those that cannot."""
+    try:
+        smollm2(fetch=False)
+    except WeightsError:
+        blocked = [path for path in chapters() if needs_weights(path)]
+        return [path for path in chapters() if path not in blocked], blocked
+    return chapters(), []
+
+
 def main() -> int:
     """Run what is out of date, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--runnable", action="store_true")
     parser.add_argument("parts", nargs="*")
     options = parser.parse_args()
+    runnable, blocked = split_by_weights()
+    if blocked:
+        names = ", ".join(map(key, blocked))
+        print(f"no real model here; saved output stays in: {names}", file=sys.stderr)
+    if options.runnable:
+        print(*(p.with_suffix(".ipynb").relative_to(ROOT) for p in runnable), sep="\n")
+        return 0
     stamps = json.loads(STAMPS.read_text()) if STAMPS.exists() else {}
     wanted = [
         path
-        for path in chapters()
+        for path in runnable
         if not options.parts or any(part in path.as_posix() for part in options.parts)
     ]
     stale = [

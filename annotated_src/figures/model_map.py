@@ -3,38 +3,39 @@
 from html import escape
 from typing import NamedTuple
 
-WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT, STEP = 460, 70, 220, 30, 42
-BLOCK_ROWS = range(1, 9)  # the rows that repeat in every layer
+WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT = 480, 74, 230, 30
+CENTRE = LEFT + BOX_WIDTH / 2
+GAP, WIDE_GAP = 14, 40  # below a row; the wide one holds the plus of a residual
 
 
 class Row(NamedTuple):
-    """One step of the computation, and the shape of what leaves it."""
+    """One step of the computation."""
 
-    boxes: tuple[tuple[str, str], ...]  # (part, words) side by side
-    shape: str
+    boxes: tuple[tuple[str, str], ...]  # (part, words), side by side
+    shape: str  # of what leaves it
+    adds: bool = False  # whether the residual stream is added after it
 
 
 ROWS = (
     Row((("embedding", "embedding"),), "(B, T, D)"),
     Row((("norms", "RMSNorm"),), "(B, T, D)"),
-    Row((("attention", "q"), ("heads", "k"), ("heads", "v")), "N · H, and K · H twice"),
-    Row((("rope", "rotate q"), ("rope", "rotate k")), "(B, N, T, H), (B, K, T, H)"),
-    Row((("cache", "KV cache"),), "(B, K, S, H)"),
+    Row((("attention", "q"), ("heads", "k"), ("heads", "v")), "q (B, N, T, H)"),
+    Row((("rope", "rotate q"), ("rope", "rotate k")), "k, v (B, K, T, H)"),
+    Row((("cache", "KV cache"),), "k, v (B, K, S, H)"),
     Row((("attention", "scores, mask, softmax"),), "(B, N, T, S)"),
-    Row((("attention", "weighted values, out"),), "(B, T, D)  +"),
+    Row((("attention", "weigh values, project"),), "(B, T, D)", adds=True),
     Row((("norms", "RMSNorm"),), "(B, T, D)"),
-    Row(
-        (("ffn", "gate"), ("activations", "silu ×"), ("ffn", "up, down")),
-        "(B, T, F)  +",
-    ),
+    Row((("ffn", "gate"), ("activations", "silu"), ("ffn", "up")), "(B, T, F)"),
+    Row((("ffn", "multiply, down"),), "(B, T, D)", adds=True),
     Row((("norms", "RMSNorm"),), "(B, T, D)"),
     Row((("head", "head"),), "(B, T, V)"),
 )
+HALVES = ((1, 6), (7, 9))  # the rows that each residual passes by
 PARTS = tuple(dict.fromkeys(part for row in ROWS for part, _ in row.boxes))
 
 
 class ModelMap:
-    """An SVG that a notebook displays; it follows the page's text colour.
+    """An SVG that a notebook displays; it takes the page's text colour.
 
     lit names parts of PARTS, or "everything".
 
@@ -48,85 +49,97 @@ class ModelMap:
             raise ValueError(f"no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
         self.lit = set(PARTS) if "everything" in lit else set(lit)
 
-    def _repr_html_(self) -> str:
-        height = 60 + STEP * len(ROWS) + 20
-        label = "Map of a decoder, from token ids to logits. Lit: " + (
-            ", ".join(sorted(self.lit)) or "nothing"
-        )
-        parts = [
-            f'<svg class="model-map" xmlns="http://www.w3.org/2000/svg" role="img" '
-            f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" style="max-width:100%" '
-            f'font-family="sans-serif" font-size="14" fill="currentColor">',
-            f"<title>{escape(label)}</title>",
-            self._text(LEFT + BOX_WIDTH / 2, 24, "token ids (B, T)"),
-            *(self._row(i, row) for i, row in enumerate(ROWS)),
-            *self._block_frame(),
-            self._text(LEFT + BOX_WIDTH / 2, height - 10, "logits"),
-            "</svg>",
-        ]
-        return "\n".join(parts)
-
     def __repr__(self) -> str:
         return f"ModelMap({', '.join(sorted(self.lit))})"
 
-    def _row(self, index: int, row: Row) -> str:
-        y, gap = _top(index), 6
-        width = (BOX_WIDTH - gap * (len(row.boxes) - 1)) / len(row.boxes)
-        drawn = [_arrow(LEFT + BOX_WIDTH / 2, y - STEP + BOX_HEIGHT, y)]
-        for i, (part, words) in enumerate(row.boxes):
-            x = LEFT + i * (width + gap)
-            fill = 'fill="#0072B2"' if part in self.lit else 'fill="none"'
-            ink = "#ffffff" if part in self.lit else "currentColor"
-            drawn.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BOX_HEIGHT}" '
-                f'rx="5" stroke="currentColor" {fill}/>'
-            )
-            drawn.append(self._text(x + width / 2, y + 20, words, ink))
-        drawn.append(
-            self._text(
-                LEFT + BOX_WIDTH + 16, y + 20, row.shape, size=12, anchor="start"
-            )
+    def _repr_html_(self) -> str:
+        tops = _tops()
+        height = tops[-1] + BOX_HEIGHT + 46
+        label = "Map of a decoder, from token ids to logits. Lit: " + (
+            ", ".join(sorted(self.lit)) or "nothing"
         )
+        return "\n".join(
+            [
+                f'<svg class="model-map" xmlns="http://www.w3.org/2000/svg" role="img" '
+                f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+                f'style="max-width:100%" font-family="sans-serif" fill="currentColor">',
+                f"<title>{escape(label)}</title>",
+                _text(CENTRE, 22, "token ids (B, T)"),
+                _arrow(28, tops[0]),
+                *(self._row(*at) for at in zip(ROWS, tops, strict=True)),
+                *_block(tops),
+                _text(CENTRE, height - 10, "logits, one row per token"),
+                "</svg>",
+            ]
+        )
+
+    def _row(self, row: Row, top: float) -> str:
+        width = (BOX_WIDTH - 6 * (len(row.boxes) - 1)) / len(row.boxes)
+        drawn = [_text(LEFT + BOX_WIDTH + 22, top + 20, row.shape, 13, "start")]
+        for i, (part, words) in enumerate(row.boxes):
+            x = LEFT + i * (width + 6)
+            lit = part in self.lit
+            fill, ink = ("#0072B2", "#ffffff") if lit else ("none", "currentColor")
+            drawn.append(
+                f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" '
+                f'height="{BOX_HEIGHT}" rx="5" stroke="currentColor" fill="{fill}"/>'
+            )
+            drawn.append(_text(x + width / 2, top + 20, words, ink=ink))
+        bottom = top + BOX_HEIGHT
+        if row.adds:
+            drawn.append(_arrow(bottom, bottom + 5))
+            drawn.append(_arrow(bottom + 25, bottom + WIDE_GAP))
+        else:
+            drawn.append(_arrow(bottom, bottom + GAP))
         return "\n".join(drawn)
 
-    def _block_frame(self) -> list[str]:
-        top, bottom = _top(BLOCK_ROWS[0]) - 9, _top(BLOCK_ROWS[-1]) + BOX_HEIGHT + 3
-        frame = (
-            f'<rect x="{LEFT - 30}" y="{top}" width="{BOX_WIDTH + 40}" '
-            f'height="{bottom - top}" rx="9" fill="none" stroke="currentColor" '
-            f'stroke-dasharray="4 4"/>'
+
+def _tops() -> list[int]:
+    tops = [42]
+    for row in ROWS[:-1]:
+        tops.append(tops[-1] + BOX_HEIGHT + (WIDE_GAP if row.adds else GAP))
+    return tops
+
+
+def _block(tops: list[int]) -> list[str]:
+    """Draw the frame of what repeats, and the residual stream past each half of it."""
+    drawn = []
+    for first, last in HALVES:
+        start, plus = tops[first] - 7, tops[last] + BOX_HEIGHT + 15
+        drawn.append(
+            f'<path d="M {CENTRE} {start} H {LEFT - 16} V {plus} H {CENTRE - 10}" '
+            f'fill="none" stroke="currentColor" stroke-width="2.5"/>'
         )
-        # The residual stream passes each half of the block by.
-        halves = [(1, 6), (7, 8)]
-        paths = [
-            f'<path d="M {LEFT + 40} {_top(a) - 5} H {LEFT - 15} '
-            f"V {_top(b) + BOX_HEIGHT + 6} "
-            f'H {LEFT + 40}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
-            for a, b in halves
-        ]
-        return [frame, *paths, self._text(20, (top + bottom) / 2, "× L")]
-
-    @staticmethod
-    def _text(
-        x: float,
-        y: float,
-        words: str,
-        ink: str = "currentColor",
-        size: int = 14,
-        anchor: str = "middle",
-    ) -> str:
-        return (
-            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-            f'fill="{ink}">{escape(words)}</text>'
+        drawn.append(
+            f'<circle cx="{CENTRE}" cy="{plus}" r="10" fill="none" '
+            f'stroke="currentColor"/>' + _text(CENTRE, plus + 5.5, "+", 17)
         )
+    top, bottom = tops[HALVES[0][0]] - 11, tops[HALVES[-1][1]] + BOX_HEIGHT + 30
+    drawn.append(
+        f'<rect x="{LEFT - 28}" y="{top}" width="{BOX_WIDTH + 40}" rx="9" fill="none" '
+        f'height="{bottom - top}" stroke="currentColor" stroke-dasharray="4 4"/>'
+    )
+    drawn.append(_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
+    return drawn
 
 
-def _top(row: int) -> int:
-    return 46 + STEP * row
-
-
-def _arrow(x: float, y1: float, y2: float) -> str:
+def _text(
+    x: float,
+    y: float,
+    words: str,
+    size: int = 14,
+    anchor: str = "middle",
+    ink: str = "currentColor",
+) -> str:
     return (
-        f'<path d="M {x} {y1} V {y2} m -4 -6 l 4 6 l 4 -6" fill="none" '
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
+        f'fill="{ink}">{escape(words)}</text>'
+    )
+
+
+def _arrow(top: float, bottom: float) -> str:
+    head = "m -4 -5 l 4 5 l 4 -5" if bottom - top > 9 else ""
+    return (
+        f'<path d="M {CENTRE} {top} V {bottom} {head}" fill="none" '
         f'stroke="currentColor"/>'
     )

@@ -1,0 +1,77 @@
+# `make book` and `make test` set everything up by themselves. `make help` lists the rest.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+BIN := .venv/bin
+READY := .venv/.ready
+WORKERS ?= 2
+# Two processes with two threads each crawl on two cores; one thread each does not.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export HF_HUB_OFFLINE := 1
+
+say = @printf '\n\033[1m== %s\033[0m\n' $(1)
+
+.PHONY: help
+help: ## List what make can do.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(call say,"installing into .venv (about two minutes; 2 GB)")
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[notebooks,book,test]' \
+	  | grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
+	@touch $(READY)
+
+.PHONY: book
+book: $(READY) weights-if-possible ## Render the book to .build/html, from the executed notebooks.
+	$(call say,"rendering the book")
+	$(BIN)/python -m sphinx -W --keep-going -b html -d .build/doctrees book .build/html
+	@echo "open .build/html/index.html"
+
+.PHONY: test
+test: $(READY) lint weights-if-possible ## Run all tests, with every notebook run again and compared.
+	$(call say,"testing the package")
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
+	$(call say,"running every notebook again and comparing its outputs")
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --nbval --nbval-current-env \
+	  $$($(BIN)/python notebooks/execute.py --runnable)
+
+.PHONY: lint
+lint: $(READY) ## Check style (ruff) and types (pyright).
+	$(call say,"checking style and types")
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: notebooks
+notebooks: $(READY) weights-if-possible ## Run the notebooks that changed, and write their outputs.
+	$(call say,"running the chapters that changed")
+	$(BIN)/python notebooks/execute.py
+
+.PHONY: lab
+lab: $(READY) ## Open the notebooks in JupyterLab.
+	$(BIN)/jupyter lab notebooks
+
+.PHONY: weights
+weights: $(READY) ## Fetch and convert the real model, and print its folder.
+	@$(BIN)/python -m annotated_src.weights
+
+.PHONY: weights-if-possible
+weights-if-possible: $(READY)
+	$(call say,"the real model")
+	@$(BIN)/python -m annotated_src.weights \
+	  || $(BIN)/python notebooks/execute.py --runnable > /dev/null
+
+.PHONY: bench
+bench: $(READY) weights-if-possible ## Measure tokens a second of the real model on this machine.
+	$(BIN)/python tests/bench.py
+
+.PHONY: clean
+clean: ## Remove .venv and everything built. The real model in its cache folder stays.
+	rm -rf .venv .build *.egg-info .pytest_cache .ruff_cache
