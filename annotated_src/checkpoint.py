@@ -41,7 +41,7 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
             missing, unexpected or of another shape (all of them are named).
     """
     directory = Path(path)
-    config = read_config(directory)
+    config = read_json(directory / "config.json")
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -55,15 +55,22 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Parse config.json."""
-    path = directory / "config.json"
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a file that holds one JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: it is not a JSON object.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"no config.json in {directory}")
+        raise FileNotFoundError(f"no {path.name} in {path.parent}")
     try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not an object")
+    return content
 
 
 def shard_paths(directory: Path) -> list[Path]:
@@ -71,11 +78,15 @@ def shard_paths(directory: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: neither index nor single file, or a shard is not there.
+        CheckpointError: the index names no files.
     """
     index = directory / INDEX
     names = [SINGLE]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        shards = read_json(index).get("weight_map")
+        if not shards:
+            raise CheckpointError(f"{index}: no weight_map")
+        names = sorted(set(shards.values()))
     absent = [name for name in names if not (directory / name).exists()]
     if absent:
         raise FileNotFoundError(f"not in {directory}: {', '.join(absent)}")
@@ -102,7 +113,7 @@ def names_by_layer(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]
 
     Templates of tensors that the model does not have (a tied head) are left out.
     """
-    num_layers = len(model.get_submodule("blocks")._modules)
+    num_layers = len(list(model.get_submodule("blocks").children()))
     expanded = {}
     for ours, theirs in names.items():
         for layer in range(num_layers) if "{}" in ours else (0,):

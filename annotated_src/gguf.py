@@ -108,7 +108,11 @@ class _Cursor:
         length = self.number("Q")
         self.need(length, "a string")
         self.at += length
-        return bytes(self.data[self.at - length : self.at]).decode("utf-8")
+        raw = bytes(self.data[self.at - length : self.at])
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise GGUFError(f"a string before byte {self.at}: {error}") from error
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -147,6 +151,10 @@ def read_gguf(path: Path | str) -> GGUF:
         shape = tuple(cursor.number("Q") for _ in range(num_dims))[::-1]
         descriptors.append((name, shape, cursor.number("I"), cursor.number("Q")))
     alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise GGUFError(
+            f"{path}: general.alignment is {alignment!r}, expected 1 or more"
+        )
     start = math.ceil(cursor.at / alignment) * alignment
     tensors = {d[0]: _map_tensor(cursor, start, *d) for d in descriptors}
     return GGUF(metadata, tensors)
