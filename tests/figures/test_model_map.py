@@ -1,0 +1,61 @@
+"""The model map lights what it is asked to, and draws nothing over anything else."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from annotated_src.figures.model_map import BOX_HEIGHT, PARTS, ROWS, ModelMap
+from annotated_src.figures.style import panels
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def boxes(model_map):
+    """The boxes of the parts: position, size and fill, in drawing order."""
+    root = ElementTree.fromstring(model_map._repr_html_())
+    found = [
+        r.attrib for r in root.iter(SVG + "rect") if "stroke-dasharray" not in r.attrib
+    ]
+    return root, found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_exactly_the_boxes_of_a_part_are_lit(part):
+    _, drawn = boxes(ModelMap(part))
+    lit = [box["fill"] != "none" for box in drawn]
+    assert lit == [name == part for row in ROWS for name, _ in row.boxes]
+
+
+def test_everything_lights_everything():
+    _, drawn = boxes(ModelMap("everything"))
+    assert all(box["fill"] != "none" for box in drawn)
+
+
+def test_boxes_do_not_overlap_and_stay_inside():
+    root, drawn = boxes(ModelMap())
+    width, height = (float(n) for n in root.attrib["viewBox"].split()[2:])
+    corners = [(float(b["x"]), float(b["y"]), float(b["width"])) for b in drawn]
+    for i, (x, y, w) in enumerate(corners):
+        assert x >= 0
+        assert x + w <= width
+        assert y + BOX_HEIGHT <= height
+        for other_x, other_y, other_w in corners[i + 1 :]:
+            apart = other_x >= x + w or x >= other_x + other_w
+            assert apart or abs(other_y - y) >= BOX_HEIGHT
+
+
+def test_the_title_says_what_is_lit():
+    root, _ = boxes(ModelMap("rope", "cache"))
+    assert root.find(SVG + "title").text.endswith("Lit: cache, rope")
+
+
+def test_an_unknown_part_is_named():
+    with pytest.raises(ValueError, match="no part 'heart'; parts are embedding"):
+        ModelMap("norms", "heart")
+
+
+def test_panels_come_in_reading_order_and_print_as_png():
+    figure, axes = panels(2, 3)
+    assert [axis.get_subplotspec().num1 for axis in axes] == list(range(6))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure._repr_png_() == figure._repr_png_()
