@@ -18,10 +18,9 @@ def repeat_kv(x: Float[Tensor, "B K S H"], group: int) -> Float[Tensor, "B N S H
 
     Source: transformers `repeat_kv`.
     """
-    shared = x[:, :, None].expand(
-        -1, -1, group, -1, -1
-    )  # a view: nothing is copied yet
-    return shared.flatten(1, 2)  # (B, N, S, H): copied, unless group is 1
+    # A view: nothing is copied until flatten, which copies unless group is 1.
+    shared = x[:, :, None].expand(-1, -1, group, -1, -1)  # (B, K, group, S, H)
+    return shared.flatten(1, 2)
 
 
 def attend(
@@ -39,9 +38,8 @@ def attend(
     """
     group = queries.shape[1] // keys.shape[1]
     keys, values = repeat_kv(keys, group), repeat_kv(values, group)
-    scores = (
-        queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
-    )  # (B, N, T, S)
+    scores = queries @ keys.transpose(-2, -1)  # (B, N, T, S)
+    scores = scores / math.sqrt(queries.shape[-1])
     scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(dim=-1, dtype=torch.float32).type_as(values)
     return weights @ values
@@ -106,9 +104,7 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, K, S, H)
         heads = attend(queries, keys, values, mask)
-        return self.out_proj(
-            heads.transpose(1, 2).flatten(2)
-        )  # (B, T, N * H) to (B, T, D)
+        return self.out_proj(heads.transpose(1, 2).flatten(2))  # from (B, T, N * H)
 
     def split_heads(self, x: Float[Tensor, "B T wide"]) -> Float[Tensor, "B heads T H"]:
         """Cut the features of each token into heads, and bring the heads forward."""

@@ -77,10 +77,8 @@ def _decode(
     cache = model.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
     stops = torch.tensor(stop_ids, dtype=tokens.dtype, device=tokens.device)
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    last, step = (
-        tokens[:, -1],
-        tokens,
-    )  # the first step is the prefill: the whole prompt
+    last = tokens[:, -1]
+    step = tokens  # first the prefill: the whole prompt; from then on, one token
     for _ in range(max_new_tokens):
         logits = model(step, cache)[:, -1]
         last = torch.where(ended, last, sampler(logits))

@@ -3,6 +3,7 @@
 import inspect
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from IPython.core.display import Markdown
 from IPython.core.display_functions import display
@@ -18,8 +19,9 @@ def show(*objects: object) -> None:
         TypeError: an object has no Python source.
     """
     for item in objects:
-        lines, first = inspect.getsourcelines(item)  # type: ignore[arg-type]
-        path = Path(inspect.getsourcefile(item) or "").relative_to(ROOT)  # type: ignore[arg-type]
+        plain: Any = inspect.unwrap(item) if callable(item) else item
+        lines, first = inspect.getsourcelines(plain)
+        path = Path(inspect.getsourcefile(plain) or "").relative_to(ROOT)
         code = textwrap.dedent("".join(lines)).rstrip()
         where = f"`{path.as_posix()}`, from line {max(first, 1)}"
         display(Markdown(f"{where}\n\n```python\n{code}\n```"))

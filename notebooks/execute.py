@@ -98,6 +98,7 @@ def execute(path: Path) -> Path:
         timeout=300,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # or the same text may come in other pieces
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()

@@ -3,9 +3,9 @@
 from html import escape
 from typing import NamedTuple
 
-WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT = 480, 74, 230, 30
+WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT = 480.0, 74.0, 230.0, 30.0
 CENTRE = LEFT + BOX_WIDTH / 2
-GAP, WIDE_GAP = 14, 40  # below a row; the wide one holds the plus of a residual
+GAP, WIDE_GAP = 14.0, 40.0  # below a row; the wide one holds the plus of a residual
 
 
 class Row(NamedTuple):
@@ -61,11 +61,11 @@ class ModelMap:
         return "\n".join(
             [
                 f'<svg class="model-map" xmlns="http://www.w3.org/2000/svg" role="img" '
-                f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+                f'viewBox="0 0 {WIDTH:g} {height:g}" width="{WIDTH:g}" '
                 f'style="max-width:100%" font-family="sans-serif" fill="currentColor">',
                 f"<title>{escape(label)}</title>",
-                _text(CENTRE, 22, "token ids (B, T)"),
-                _arrow(28, tops[0]),
+                _text(CENTRE, 22.0, "token ids (B, T)"),
+                _arrow(28.0, tops[0]),
                 *(self._row(*at) for at in zip(ROWS, tops, strict=True)),
                 *_block(tops),
                 _text(CENTRE, height - 10, "logits, one row per token"),
@@ -81,8 +81,8 @@ class ModelMap:
             lit = part in self.lit
             fill, ink = ("#0072B2", "#ffffff") if lit else ("none", "currentColor")
             drawn.append(
-                f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" '
-                f'height="{BOX_HEIGHT}" rx="5" stroke="currentColor" fill="{fill}"/>'
+                f'<rect x="{x:.1f}" y="{top:g}" width="{width:.1f}" '
+                f'height="{BOX_HEIGHT:g}" rx="5" stroke="currentColor" fill="{fill}"/>'
             )
             drawn.append(_text(x + width / 2, top + 20, words, ink=ink))
         bottom = top + BOX_HEIGHT
@@ -94,30 +94,31 @@ class ModelMap:
         return "\n".join(drawn)
 
 
-def _tops() -> list[int]:
-    tops = [42]
+def _tops() -> list[float]:
+    tops = [42.0]
     for row in ROWS[:-1]:
         tops.append(tops[-1] + BOX_HEIGHT + (WIDE_GAP if row.adds else GAP))
     return tops
 
 
-def _block(tops: list[int]) -> list[str]:
+def _block(tops: list[float]) -> list[str]:
     """Draw the frame of what repeats, and the residual stream past each half of it."""
     drawn = []
     for first, last in HALVES:
         start, plus = tops[first] - 7, tops[last] + BOX_HEIGHT + 15
         drawn.append(
-            f'<path d="M {CENTRE} {start} H {LEFT - 16} V {plus} H {CENTRE - 10}" '
-            f'fill="none" stroke="currentColor" stroke-width="2.5"/>'
+            f'<path d="M {CENTRE:g} {start:g} H {LEFT - 16:g} V {plus:g} '
+            f'H {CENTRE - 10:g}" fill="none" stroke="currentColor" stroke-width="2.5"/>'
         )
         drawn.append(
-            f'<circle cx="{CENTRE}" cy="{plus}" r="10" fill="none" '
+            f'<circle cx="{CENTRE:g}" cy="{plus:g}" r="10" fill="none" '
             f'stroke="currentColor"/>' + _text(CENTRE, plus + 5.5, "+", 17)
         )
     top, bottom = tops[HALVES[0][0]] - 11, tops[HALVES[-1][1]] + BOX_HEIGHT + 30
     drawn.append(
-        f'<rect x="{LEFT - 28}" y="{top}" width="{BOX_WIDTH + 40}" rx="9" fill="none" '
-        f'height="{bottom - top}" stroke="currentColor" stroke-dasharray="4 4"/>'
+        f'<rect x="{LEFT - 28:g}" y="{top:g}" width="{BOX_WIDTH + 40:g}" '
+        f'height="{bottom - top:g}" rx="9" fill="none" '
+        f'stroke="currentColor" stroke-dasharray="4 4"/>'
     )
     drawn.append(_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
     return drawn
@@ -140,6 +141,6 @@ def _text(
 def _arrow(top: float, bottom: float) -> str:
     head = "m -4 -5 l 4 5 l 4 -5" if bottom - top > 9 else ""
     return (
-        f'<path d="M {CENTRE} {top} V {bottom} {head}" fill="none" '
+        f'<path d="M {CENTRE:g} {top:g} V {bottom:g} {head}" fill="none" '
         f'stroke="currentColor"/>'
     )

@@ -68,8 +68,8 @@ class LlamaConfig:
                 head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
                 ffn_dim=config["intermediate_size"],
                 max_seq_len=config["max_position_embeddings"],
-                norm_eps=config["rms_norm_eps"],
-                rope_base=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+                norm_eps=float(config["rms_norm_eps"]),
+                rope_base=float(rope.get("rope_theta", config.get("rope_theta", 1e4))),
                 tied_head=config.get("tie_word_embeddings", False),
             )
         except KeyError as key:
