@@ -53,6 +53,8 @@ def attend_fused(
 ) -> Float[Tensor, "B N T H"]:
     """Do the same as `attend` in one call, without holding the (T, S) weights.
 
+    Only a row with nothing visible differs: it gives 0, not NaN.
+
     Source: torch `F.scaled_dot_product_attention`; Dao et al. 2022.
     """
     group = queries.shape[1] // keys.shape[1]

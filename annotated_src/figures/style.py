@@ -24,7 +24,6 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
-    "axes.titlelocation": "left",
     "text.color": INK,
     "axes.labelcolor": INK,
     "xtick.color": INK,
