@@ -18,7 +18,7 @@ def repeat_kv(x: Float[Tensor, "B K S H"], group: int) -> Float[Tensor, "B N S H
 
     Source: transformers `repeat_kv`.
     """
-    # A view: nothing is copied until flatten, which copies unless group is 1.
+    # A view, stride 0 along the group. flatten copies, unless K or group is 1.
     shared = x[:, :, None].expand(-1, -1, group, -1, -1)  # (B, K, group, S, H)
     return shared.flatten(1, 2)
 
