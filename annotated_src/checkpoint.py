@@ -43,7 +43,7 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     directory = Path(path)
     config = read_json(directory / "config.json")
     kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{directory}: model_type is {kind!r}, known are {known}")
     architecture = ARCHITECTURES[kind]

@@ -55,12 +55,14 @@ def generate_stream(
     stop_ids: Collection[int] = (),
 ) -> Iterator[Int[Tensor, "B"]]:
     """Yield each new column of `generate` as soon as it is known."""
-    total, limit = tokens.shape[-1] + max_new_tokens, model.config.max_seq_len
-    if tokens.shape[-1] == 0:
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens must be (B, T), got shape {tuple(tokens.shape)}")
+    prompt, limit = tokens.shape[1], model.config.max_seq_len
+    if prompt == 0:
         raise ValueError("the prompt has no tokens")
-    if max_new_tokens < 0 or total > limit:
+    if max_new_tokens < 0 or prompt + max_new_tokens > limit:
         raise ValueError(
-            f"prompt {tokens.shape[-1]} + max_new_tokens {max_new_tokens} must be "
+            f"prompt {prompt} + max_new_tokens {max_new_tokens} must be "
             f"0 to {limit} tokens (max_seq_len)"
         )
     return _decode(model, tokens, max_new_tokens, sampler, list(stop_ids))

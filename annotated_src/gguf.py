@@ -19,6 +19,7 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 # Value types, by number, as struct spells them; 8 and 9 have no fixed size.
 SCALARS = dict(enumerate("BbHhIif?")) | dict(enumerate("Qqd", 10))
 STRING, ARRAY = 8, 9
+MAX_NESTING = 8
 # The fewest bytes that one value takes: an array must leave room for all of its own.
 SMALLEST = {kind: struct.calcsize(code) for kind, code in SCALARS.items()}
 SMALLEST |= {STRING: 8, ARRAY: 12}
@@ -114,13 +115,15 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise GGUFError(f"a string before byte {self.at}: {error}") from error
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
+            if depth > MAX_NESTING:
+                raise GGUFError(f"arrays nest deeper than {MAX_NESTING}")
             item, count = self.number("I"), self.number("Q")
             self.need(count * SMALLEST.get(item, 1), "an array")
-            return [self.value(item) for _ in range(count)]
+            return [self.value(item, depth + 1) for _ in range(count)]
         if kind not in SCALARS:
             raise GGUFError(f"unknown value type {kind} before byte {self.at}")
         return self.number(SCALARS[kind])
@@ -172,9 +175,10 @@ def _map_tensor(
         known = ", ".join(f"{k} ({b.name})" for k, b in BLOCKS.items())
         raise GGUFError(f"{name}: unknown quantization type {kind}, known are {known}")
     block = BLOCKS[kind]
-    if shape and shape[-1] % block.length:
+    width = shape[-1] if shape else 1
+    if width % block.length:
         raise GGUFError(
-            f"{name}: rows of {shape[-1]} numbers do not divide into "
+            f"{name}: rows of {width} numbers do not divide into "
             f"{block.name} blocks of {block.length}"
         )
     num_bytes = math.prod(shape) // block.length * block.layout.itemsize

@@ -52,30 +52,24 @@ def convert_gguf(
     kind = gguf.metadata.get("general.architecture")
     if kind != "llama":
         raise GGUFError(f"{gguf_path.name}: architecture {kind!r}, expected 'llama'")
-    directory.mkdir()
-    save_file(
-        dict(_hf_tensors(gguf, progress)),
-        directory / "model.safetensors",
-        {"format": "pt"},
-    )
-    m, tokens = gguf.metadata, gguf.metadata["tokenizer.ggml.tokens"]
-    (directory / "chat_template.jinja").write_text(
-        m["tokenizer.chat_template"], "utf-8"
-    )
-    tokenizer_from_gguf(m).save(str(directory / "tokenizer.json"))
-    roles = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    special = {
-        f"{role}_token": tokens[m[f"tokenizer.ggml.{key}_token_id"]]
-        for role, key in roles.items()
-    }
-    special["tokenizer_class"] = "PreTrainedTokenizerFast"
-    _write_json(directory / "tokenizer_config.json", special)
-    _write_json(directory / "config.json", hf_config(gguf))
-
-
-def hf_config(gguf: GGUF) -> dict[str, Any]:
-    """Say in config.json's words what the metadata says."""
     m = gguf.metadata
+    try:
+        config, tokenizer_config = hf_config(m), hf_tokenizer_config(m)
+        config["tie_word_embeddings"] = "output.weight" not in gguf.tensors
+        tokenizer, template = tokenizer_from_gguf(m), m["tokenizer.chat_template"]
+    except KeyError as key:
+        raise GGUFError(f"{gguf_path.name}: no {key} in its metadata") from key
+    tensors = dict(_hf_tensors(gguf, progress))
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write_json(directory / "tokenizer_config.json", tokenizer_config)
+    (directory / "chat_template.jinja").write_text(template, "utf-8")
+    _write_json(directory / "config.json", config)
+
+
+def hf_config(m: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in config.json's words what the metadata says."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -91,11 +85,21 @@ def hf_config(gguf: GGUF) -> dict[str, Any]:
         "rms_norm_eps": float(f"{m['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_theta": m["llama.rope.freq_base"],
         "hidden_act": "silu",
-        "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": m["tokenizer.ggml.bos_token_id"],
         "eos_token_id": m["tokenizer.ggml.eos_token_id"],
         "pad_token_id": m["tokenizer.ggml.padding_token_id"],
     }
+
+
+def hf_tokenizer_config(m: Mapping[str, Any]) -> dict[str, str]:
+    """Name the special tokens as tokenizer_config.json does."""
+    tokens = m["tokenizer.ggml.tokens"]
+    roles = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    named = {
+        f"{role}_token": tokens[m[f"tokenizer.ggml.{key}_token_id"]]
+        for role, key in roles.items()
+    }
+    return named | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def _hf_tensors(

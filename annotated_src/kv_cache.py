@@ -30,8 +30,8 @@ class LayerCache:
         """Store new tokens; return all of them, old and new, as views.
 
         Raises:
-            ValueError: the batch or head sizes differ from the cache's, or the tokens
-                do not fit. The cache is then as it was.
+            ValueError: the sizes of batch and heads are not the cache's, keys and
+                values differ, or the tokens do not fit. The cache is then as it was.
         """
         batch_size, num_kv_heads, capacity, head_dim = self.keys.shape
         given = (keys.shape[0], keys.shape[1], keys.shape[3])
@@ -39,6 +39,10 @@ class LayerCache:
             raise ValueError(
                 f"cache holds (batch, heads, head_dim) = "
                 f"{(batch_size, num_kv_heads, head_dim)}, got {given}"
+            )
+        if values.shape != keys.shape:
+            raise ValueError(
+                f"keys are {tuple(keys.shape)} and values {tuple(values.shape)}"
             )
         end = self.length + keys.shape[2]
         if end > capacity:

@@ -1,6 +1,5 @@
 """Text to ids and back, and conversations to text."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from jaxtyping import Int
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+
+from annotated_src.checkpoint import read_json
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 DIGITS_ONE_BY_ONE = ("smollm",)  # values of tokenizer.ggml.pre read here
@@ -38,15 +39,13 @@ class TextTokenizer:
 
         Raises:
             FileNotFoundError: one of the files is not there.
+            ValueError: one of them is damaged, or names no end token.
         """
         directory = Path(path)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            if not (directory / name).exists():
-                raise FileNotFoundError(f"no {name} in {directory}")
-        config = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+        config = read_json(directory / "tokenizer_config.json")
         template = directory / "chat_template.jinja"
         return cls(
-            Tokenizer.from_file(str(directory / "tokenizer.json")),
+            _read_tokenizer(directory / "tokenizer.json"),
             template.read_text("utf-8")
             if template.exists()
             else config["chat_template"],
@@ -65,6 +64,15 @@ class TextTokenizer:
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Int[Tensor, "1 T"]:
         """Turn a conversation into ids, ending where the assistant's answer begins."""
         return self.encode(render_chat(self.chat_template, messages))
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.exists():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path}: {error}") from error
 
 
 def render_chat(template: str, messages: Sequence[Mapping[str, str]]) -> str:

@@ -47,15 +47,16 @@ class LlamaConfig:
             ValueError: a key is missing, or asks for what this model does not do.
         """
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        for found, wanted in (
-            (config.get("hidden_act", "silu"), "silu"),
-            (rope.get("rope_type", rope.get("type", "default")), "default"),
-            (config.get("attention_bias", False), False),
-            (config.get("mlp_bias", False), False),
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        for key, found, wanted in (
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("rope type", rope_type, "default"),
+            ("attention_bias", config.get("attention_bias", False), False),
+            ("mlp_bias", config.get("mlp_bias", False), False),
         ):
             if found != wanted:
                 raise ValueError(
-                    f"config.json asks for {found!r}, Llama here has {wanted!r}"
+                    f"config.json: {key} is {found!r}, this Llama has {wanted!r}"
                 )
         try:
             num_heads = config["num_attention_heads"]
@@ -124,16 +125,22 @@ class Llama(nn.Module):
         is_token is False at left padding, over the cache and this call.
 
         Raises:
-            ValueError: an id outside the vocabulary, or a cache without room.
+            ValueError: an id outside the vocabulary, a cache without room, or an
+                is_token of another shape.
         """
+        x = self.embedding(tokens)
         num_tokens, num_cached = tokens.shape[1], cached_length(cache)
         if is_token is None:
             positions = positions_after(num_cached, num_tokens, tokens.device)
             mask = causal_mask(num_tokens, num_cached, tokens.device)
         else:
+            covered = (tokens.shape[0], num_cached + num_tokens)
+            if is_token.shape != covered:
+                raise ValueError(
+                    f"is_token must be (B, S) = {covered}, got {tuple(is_token.shape)}"
+                )
             positions = padded_positions(is_token)[:, num_cached:]
             mask = padded_causal_mask(is_token, num_tokens)
-        x = self.embedding(tokens)
         c = self.config
         frequencies = rope_frequencies(c.head_dim, c.rope_base, x.device)
         cos, sin = rope_tables(positions, frequencies, x.dtype)
