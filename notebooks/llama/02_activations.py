@@ -19,9 +19,9 @@
 # :::{admonition} In this chapter
 # :class: at-a-glance
 # **35 minutes · gentle, with one page of calculus.** Afterwards you can derive GELU and
-# the constants in its approximation, say which of the two a 16-bit model can tell
-# apart, build a layer that multiplies, and explain why Llama's feed-forward width is
-# such an odd number.
+# the constants in its approximation, say when a 16-bit model can tell the two apart,
+# build a layer that multiplies, and explain why Llama's feed-forward width is such an
+# odd number.
 # :::
 
 # %% tags=["remove-input"]
@@ -216,11 +216,15 @@ for constant, meets in ((a, True), (GELU_CUBIC, False)):
 print(f"c = {c:.4f}   a = {a:.5f}   but the paper has {GELU_CUBIC}")
 
 # %% [markdown]
-# The first constant is Taylor's, the second is not: 0.04554 against 0.044715. Taylor is
-# best near 0, and you need a gate that is good everywhere. So leave $c$ and look for
-# the $a$ that makes the largest error small. A larger $a$ raises the tanh gate at every
-# $x > 0$. If the error has a peak and a trough of equal size, any change of $a$ makes
-# one of them worse: equal extremes mean the best $a$.
+# The paper's $c$ is Taylor's, its $a$ is not: 0.044715 against 0.04554. Taylor is best
+# near 0, and you need a gate that is good everywhere. So leave $c$ as it is, and look
+# for the $a$ whose *largest* error is smallest. A larger $a$ raises the tanh gate at
+# every $x > 0$: it lifts the error's peak, and fills its trough. If peak and trough are
+# equally far from 0, any change of $a$ makes one of them worse. So equal extremes mean
+# the best $a$.
+#
+# The paper also has a cheaper gate, $\sigma(1.702x)$; with it you get what transformers
+# calls the quick GELU. The same search finds its constant.
 
 # %%
 grid = torch.linspace(0, 6, 20_001)
@@ -270,9 +274,8 @@ confirm("1.702 is the best k in sigmoid(k x)", abs(best_quick - 1.702) < 5e-4)
 
 # %% [markdown]
 # So 0.044715 is, to its last digit, the constant with the smallest largest error *in
-# Φ*, and 1.702, in the paper's still cheaper $x\,\sigma(1.702x)$, is that too. Neither
-# is quite the best for GELU itself, where the error is multiplied by $x$: 0.04438 would
-# be better by almost a fifth.
+# Φ*, and so is 1.702 for its gate. For GELU itself, where the error is multiplied by
+# $x$, 0.044715 is not quite the best: 0.04438 would be better by almost a fifth.
 
 # %% mystnb={"image": {"alt": "Left: the error of the tanh gate in units of 0.0001. With 0.044715 it falls to minus 1.79 near 1.24, rises to plus 1.79 near 2.59 and just touches both edges of a shaded band. With the Taylor constant 0.04554 it stays at zero near 0, then rises to 3.13 near 2.29. Right: on a logarithmic axis, the difference of the two GELUs has four humps up to 0.00047. For positive x it stays below half a step of float16; left of about minus 0.8 it is above it."}, "figure": {"name": "fig-activations-constant", "caption": "Left: with 0.044715, peak and trough of the gate's error have the same height, which makes it the best constant; Taylor's is better only near 0. Right: the error of GELU against the most that rounding to 16 bits can move it."}} tags=["hide-input"]
 from annotated_src.figures.activations import constant_data, draw_constant
@@ -287,7 +290,7 @@ draw_constant(constant_data())
 # they are the same number or neighbours. For negative $x$ the value is itself close to
 # 0, where floats are dense, and the stored numbers do differ. After the second matrix
 # it hardly matters: in a random layer, rounding to bfloat16 moves the output far more
-# than the other GELU does. Such a mix-up stays hidden in 16 bits, and shows in float32.
+# than the other GELU does. Such a mix-up hides in bfloat16, and shows in float32.
 
 # %%
 difference = (gelu_tanh(grid) - gelu_exact(grid)).abs()
@@ -306,6 +309,7 @@ for at in (-1.0, -3.0):
 
 
 def random_layer(activation):
+    """Make the same weights every time, so that only the bend differs."""
     generator = torch.Generator().manual_seed(1)
     made = FeedForward(64, 256, activation).requires_grad_(False)
     for p in made.parameters():
@@ -325,8 +329,11 @@ rounding = {
     dtype: rms(exact - random_layer(gelu_exact).to(dtype)(x.to(dtype)).double())
     for dtype in (torch.bfloat16, torch.float32)
 }
-confirm("bfloat16 moves it over 8 times as much", rounding[torch.bfloat16] > 8 * swap)
-confirm("float32 over 100 times less", rounding[torch.float32] < swap / 100)
+confirm(
+    "rounding to bfloat16 moves the output over 8 times as much as the other GELU",
+    rounding[torch.bfloat16] > 8 * swap,
+)
+confirm("float32, over 100 times less", rounding[torch.float32] < swap / 100)
 
 # %% [markdown]
 # ## SiLU, and the dip
@@ -359,7 +366,9 @@ confirm("float32 over 100 times less", rounding[torch.float32] < swap / 100)
 # \end{aligned}
 # $$ (eq-activations-dip)
 #
-# The value at the bottom is its position plus one.
+# For the second line, the first says that $1 + e^x = -x$ there, so that
+# $\mathrm{SiLU}(x) = x\,e^x/(1 + e^x) = -e^x = 1 + x$. The value at the bottom is its
+# position plus one.
 
 
 # %%
@@ -373,12 +382,14 @@ s = torch.sigmoid(x)
 confirm("silu is x sigmoid(x)", torch.allclose(silu(x), x / (1 + torch.exp(-x))))
 same = torch.allclose(quick_gelu(x), silu(1.702 * x) / 1.702)
 confirm("quick GELU is SiLU, rescaled", same)
+# The slopes, against autograd.
 for function, formula in (
     (gelu_exact, cdf(x) + x * phi(x)),
     (silu, s * (1 + x * (1 - s))),
 ):
     (slope,) = torch.autograd.grad(function(x).sum(), x)
     confirm(f"slope of {function.__name__}", torch.allclose(slope, formula))
+# A layer with the quick GELU, and its twin with SiLU.
 quick = FeedForward(4, 9, quick_gelu).requires_grad_(False)
 rescaled = FeedForward(4, 9, silu).requires_grad_(False)
 rescaled.load_state_dict(quick.state_dict())
@@ -387,6 +398,7 @@ for p in rescaled.up_proj.parameters():
 rescaled.down_proj.weight.div_(1.702)
 x = torch.randn(2, 3, 4)
 confirm("with other weights SiLU does it", torch.allclose(rescaled(x), quick(x)))
+# The bottom of the dip, first from the equation, then by search.
 w = torch.tensor(0.25)
 for _ in range(50):
     w = torch.exp(-1 - w)  # the equation, solved for the w in front
@@ -444,7 +456,7 @@ confirm("the formula is the module", torch.allclose(vectorised, layer(x)))
 # $$ (eq-activations-product)
 #
 # Two gated units multiply *exactly*. This is the layer, and all its numbers for
-# $x = 3$, $y = -2$:
+# $x = 3$, $y = -2$ (its second output is not used, and stays 0):
 
 # %%
 show(gated_product)
@@ -638,9 +650,9 @@ close = torch.isclose(a, b, rtol=0.01, atol=0).double().mean()
 confirm("fewer than 2 numbers in 100 are right to 1%", close < 0.02)
 
 # %% [markdown]
-# The same shape, the same spread, a correlation of 0.7. The model will speak, only
-# worse. No summary of the output gives this mistake away; a comparison with the
-# original, number by number, does so at once. That is what the ladder is for.
+# The same shape, the same spread, a correlation of 0.7: the output looks healthy. A
+# comparison with the original, number by number, gives the mistake away at once. That
+# is what the ladder is for.
 #
 # ## Exercises
 #

@@ -51,18 +51,20 @@ generator = torch.Generator().manual_seed(3)
 # %% [markdown]
 # ## Why a norm at all
 #
-# Every block of the model adds something to a running vector, the *residual stream*.
-# Sums grow. Suppose a block adds $Wx$, with random weights of mean 0 and variance
-# $g^2/D$. The new part is as likely to point one way as the other, so on average the
+# Every block of the model reads a running vector, the *residual stream*, and adds
+# something to it; the part that does so is called a *branch*. Sums grow. Suppose a
+# branch adds $Wx$, with random weights of mean 0 and variance $g^2/D$, where $D$ is the
+# width. The new part is as likely to point one way as the other, so on average the
 # squared lengths add:
 #
 # $$
 # \mathbb{E}\,\lVert x + W x \rVert^2 = (1 + g^2)\,\lVert x \rVert^2 .
 # $$ (eq-norms-drift)
 #
-# After $L$ blocks the factor is $(1+g^2)^L$: exponential in depth. If the branch reads
-# a copy of $x$ brought to mean square 1, what it adds has the same size at every depth,
-# and the mean square $r_L^2$ of the stream grows along a straight line instead:
+# After $L$ blocks the factor is $(1+g^2)^L$: exponential in depth. Now write $r_L$ for
+# the stream's *root mean square* (RMS). If the branch reads a copy of $x$ brought to
+# mean square 1, what it adds has the same size at every depth, and $r_L^2$ grows along
+# a straight line instead:
 #
 # $$
 # \mathbb{E}\, r_L^2 = r_0^2 + L\,g^2 .
@@ -86,9 +88,9 @@ confirm(
 confirm("normed: the line, within 5%", abs(steady.square().mean() / growth - 1) < 0.05)
 
 # %% [markdown]
-# Real blocks are worse than linear. Llama's feed-forward part multiplies two
-# projections of its input ({ref}`ch-activations`), so twice the input gives about four
-# times the output. Here are 32 random Llama blocks with their norms taken out:
+# Real blocks are worse. Llama's feed-forward part multiplies two projections of its
+# input ({ref}`ch-activations`), so twice the input gives about four times the output.
+# Here are 32 random Llama blocks with their norms taken out:
 
 # %%
 stream = measure(no_norm, num_layers=32).stream
@@ -100,15 +102,13 @@ confirm(
 confirm("after block 8 of 32 the stream is no longer finite", not stream[8].isfinite())
 
 # %% [markdown]
-# From the third block on, each block does more than square the size. A norm in front of
-# every branch stops this: whatever the stream has become, the branch reads numbers of a
-# known size.
+# A norm in front of every branch stops this: whatever the stream has become, the branch
+# reads numbers of a known size.
 #
 # ## LayerNorm, one number at a time
 #
-# LayerNorm {cite:p}`ba2016` looks at one token's vector and nothing else: no other
-# token, no other row of the batch. Three loops: find the mean, find the variance,
-# rescale.
+# LayerNorm {cite:p}`ba2016` looks at one token's vector and nothing else. Three loops:
+# find the mean, find the variance, rescale.
 
 
 # %%
@@ -178,16 +178,17 @@ confirm("RMSNorm: formula = torch", torch.allclose(by_formula, expected))
 confirm("RMSNorm: loop = torch", torch.allclose(x.new_tensor(by_loop), expected))
 
 # %% [markdown]
-# Mind the $1/D$. `x.var()` divides by $D-1$, because a statistician wants an unbiased
-# estimate from a sample. Here nobody estimates anything: the $D$ numbers are all there
-# are. The slip scales the output by $\sqrt{(D-1)/D}$, which is 0.99988 for $D = 4096$,
-# small enough to pass a loose test, and 0.87 for $D = 4$.
+# Mind the $1/D$. `x.var()` divides by $D-1$, as a statistician does who estimates from
+# a sample. Here the $D$ numbers are all there are. The slip scales the output by
+# $\sqrt{(D-1)/D}$, which is 0.87 for $D = 4$, but 0.99988 for $D = 4096$, close enough
+# to one to pass a loose test.
 #
 # ## Four numbers by hand
 #
 # Take $x = (1, 3, 3, 9)$. The mean is 4. The deviations are $(-3, -1, -1, 5)$, their
 # squares add up to 36, so the variance is 9 and the standard deviation 3. The squares
-# of $x$ itself add up to 100, so the mean square is 25 and the RMS 5.
+# of $x$ itself add up to 100, so the mean square is 25 and the RMS 5. LayerNorm divides
+# the deviations by 3, RMSNorm divides $x$ by 5:
 
 # %%
 x = torch.tensor([1.0, 3.0, 3.0, 9.0])
@@ -196,6 +197,9 @@ print(f"mean {mean:.0f}, standard deviation {std:.0f}, RMS {rms:.0f}")
 with torch.no_grad():
     print("LayerNorm", [round(v, 3) for v in LayerNorm(4, eps=0.0)(x).tolist()])
     print("RMSNorm  ", [round(v, 3) for v in RMSNorm(4, eps=0.0)(x).tolist()])
+for width in (4, 4096):
+    factor = math.sqrt((width - 1) / width)
+    print(f"D - 1 in place of D, at D = {width}: the output times {factor:.5f}")
 
 # %% [markdown]
 # 3, 4, 5: that is no accident of this vector. It is Pythagoras.
@@ -245,7 +249,7 @@ confirm(
 confirm("RMSNorm = √D x/|x|", torch.allclose(rms_normed, root * x / x.norm()))
 confirm(
     "RMSNorm(Px) = LayerNorm(x)",
-    torch.allclose(root * P @ x / (P @ x).norm(), layer_normed),
+    torch.allclose(torch.nn.functional.rms_norm(P @ x, (D,), eps=0.0), layer_normed),
 )
 
 # %% mystnb={"image": {"alt": "A plane. The horizontal axis runs along the vector of ones, the vertical axis holds vectors of mean zero. The point x = (1, 3, 3, 9) lies 8 to the right and 6 up, at distance 10; x minus 6 lies 4 to the left at the same height. A circle of radius 2 surrounds the origin. Straight lines from each point to the origin cross the circle at two different places, the two RMSNorms. A horizontal line through both points meets the vertical axis, and an arrow goes down from there to the top of the circle, the LayerNorm of both."}, "figure": {"name": "fig-norms-geometry", "caption": "Two ways onto the same sphere, drawn in the plane through (1, 1, 1, 1) and x. RMSNorm walks straight towards the origin. LayerNorm first goes sideways until the mean is zero, so all points on the dashed horizontal end in the same place. The lengths are √D = 2 times mean, standard deviation and RMS."}} tags=["hide-input"]
@@ -255,7 +259,7 @@ draw_geometry(geometry_data())
 
 # %% [markdown]
 # {numref}`fig-norms-geometry` holds the whole difference. RMSNorm is LayerNorm without
-# the first step, and on vectors of mean zero the two agree.
+# the step sideways, and on vectors of mean zero the two agree.
 #
 # ## The source
 #
@@ -265,10 +269,10 @@ draw_geometry(geometry_data())
 show(LayerNorm, RMSNorm)
 
 # %% [markdown]
-# Both compute in float32 whatever arrives; we come to the reason. (Even float64 is
-# brought down to float32, as in the original, which is why the float64 checks here
-# spell the formula out.) Look at the last lines: LayerNorm multiplies by the gain and
-# then casts back, RMSNorm casts back and then multiplies. We come to that too.
+# Both compute in float32 whatever arrives, even float64, as the original does. (That is
+# why the float64 checks here use the formula or torch.) And compare the last lines:
+# LayerNorm multiplies by the gain and then casts back, RMSNorm casts back and then
+# multiplies. The reasons for both come below.
 
 # %%
 with torch.no_grad():
@@ -280,13 +284,14 @@ confirm("but float32 in between", 1e-10 < error < 1e-6)
 # %% [markdown]
 # ## What each norm forgets
 #
-# What a norm forgets, the layer after it cannot see. Scale goes first. For any $a > 0$,
+# What a norm forgets, the layer after it cannot see. Scale goes first. Take $a > 0$,
+# and divide the fraction in {eq}`eq-norms-rmsnorm` above and below by $a$:
 #
 # $$
-# \operatorname{RMSNorm}_{\epsilon}(a x) = \operatorname{RMSNorm}_{\epsilon/a^2}(x) :
+# \operatorname{RMSNorm}_{\epsilon}(a x) = \operatorname{RMSNorm}_{\epsilon/a^2}(x) .
 # $$ (eq-norms-rescale)
 #
-# with $\epsilon = 0$ the scale is gone, and with $\epsilon > 0$ it is gone once $a$ is
+# With $\epsilon = 0$ the scale is gone; with $\epsilon > 0$ it is gone once $a$ is
 # large. LayerNorm forgets the shift as well:
 #
 # $$
@@ -301,8 +306,8 @@ confirm("but float32 in between", 1e-10 < error < 1e-6)
 # = \frac1r \left( I - \frac{x x^\top}{D\, r^2} \right) .
 # $$ (eq-norms-jacobian)
 #
-# The bracket is again a projection: it removes the direction of $x$ itself. And the
-# $1/r$ in front will matter: on the way back, a norm divides the gradient by the size
+# The bracket is again a projection: it removes the direction of $x$ itself. The $1/r$
+# in front will matter later: on the way back, a norm divides the gradient by the size
 # of what it normed.
 
 
@@ -318,12 +323,13 @@ def layer_norm(x, eps=0.0):
 
 a, b, eps = 0.03, 2.0, 1e-3
 confirm(
-    "RMSNorm: eq-norms-rescale",
+    "RMSNorm of a x is RMSNorm of x with a smaller or larger ε",
     torch.allclose(rms_norm(a * x, eps), rms_norm(x, eps / a**2)),
 )
 shifted = layer_norm(a * x + b, eps)
 confirm(
-    "LayerNorm: eq-norms-reshift", torch.allclose(shifted, layer_norm(x, eps / a**2))
+    "LayerNorm of a x + b too, and b is gone",
+    torch.allclose(shifted, layer_norm(x, eps / a**2)),
 )
 confirm(
     "RMSNorm notices a shift",
@@ -345,8 +351,8 @@ counts = [
 confirm("RMSNorm has half the parameters", counts == [D, 2 * D])
 
 # %% [markdown]
-# So RMSNorm gives up the guarantee of mean zero, and saves one pass over the vector,
-# one subtraction and half the parameters. Its authors found no loss in quality and 7 to
+# So RMSNorm gives up mean zero, and saves one pass over the vector and half the
+# parameters. Its authors found no loss in quality and 7 to
 # 64 per cent less running time, depending on the model {cite:p}`zhang2019`. Llama took
 # it over {cite:p}`touvron2023`; ChatGLM-6B has LayerNorm, ChatGLM2 changed to RMSNorm.
 #
@@ -379,14 +385,12 @@ def rms_outside(size):
 print("RMS of x   of the output: inside   outside")
 for size in (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
     print(f"{size:<8.0e} {rms_inside(size):>24.4f} {rms_outside(size):>9.4f}")
-expected = 0.5 * torch.ones(2, dtype=torch.float64)
-at_eps = torch.stack([rms_inside(eps**0.5) ** 2, rms_outside(eps)])
 confirm(
     "inside: at r = √ε half of the mean square is left",
-    torch.allclose(at_eps[0], expected[0]),
+    math.isclose(rms_inside(eps**0.5) ** 2, 0.5),
 )
 confirm(
-    "outside: at r = ε half of the RMS is left", torch.allclose(at_eps[1], expected[1])
+    "outside: at r = ε half of the RMS is left", math.isclose(rms_outside(eps), 0.5)
 )
 
 # %% [markdown]
@@ -401,8 +405,7 @@ for eps in (1e-5, 1e-6):
 
 # %% [markdown]
 # A loader that hard-codes $\epsilon$ is off by one per cent there, and by less wherever
-# the stream has grown: a mistake that hides well. Read it from the checkpoint's
-# configuration.
+# the stream has grown: a mistake that hides well. Read it from the configuration.
 #
 # :::{admonition} Paper and code
 # :class: paper-code
@@ -423,8 +426,9 @@ confirm("RMSNorm here keeps it zero", (RMSNorm(8, eps=1e-5).half()(nothing) == 0
 # ## What half precision does to a square
 #
 # The two 16-bit formats spend their bits differently. float16 has 11 bits of precision
-# and ends at 65504. bfloat16 has the range of float32 and only 8 bits of precision. A
-# norm squares and adds, and that hurts both.
+# (the leading 1 included) and ends at 65504. bfloat16 has the range of float32 and only
+# 8 bits of precision. A norm squares, which float16 cannot afford, and adds, which
+# bfloat16 cannot.
 
 # %%
 half = torch.tensor([255.0, 256.0, 2.0e-4, 1.5e-4], dtype=torch.float16)
@@ -433,10 +437,9 @@ confirm("256 squared is infinite", half[1].square().isinf())
 confirm("0.00015 squared is zero", half[3].square() == 0)
 
 # %% [markdown]
-# The smallest number of float16 is $6 \cdot 10^{-8}$. Below $|x| = 0.00024$ the square
-# is smaller than that; rounding still lifts it up to $6 \cdot 10^{-8}$, and below
-# 0.00017 it rounds to zero. Squaring doubles exponents, so float16 can hold the squares
-# of only half of its own range of exponents.
+# The smallest positive number of float16 is $6 \cdot 10^{-8}$. Squares below half of
+# that, those of $|x| < 0.00017$, round to zero. Squaring doubles exponents, so float16
+# can hold the squares of only half of its own range of exponents.
 #
 # Now the prediction: 4096 ones, added one at a time.
 
@@ -457,10 +460,9 @@ draw_stall(stall_data())
 
 # %% [markdown]
 # The answer is 256. With 8 bits the next number after 256 is 258; 257 lies half-way,
-# and a tie goes to the even neighbour, back to 256, for ever
-# ({numref}`fig-norms-stall`). Torch's own `sum` and `mean` keep a wider total inside. A
-# loop or a kernel of your own does not, unless you say so, and neither rescues squares
-# that have already overflowed.
+# and a tie goes to the neighbour whose last bit is 0: back to 256, for ever
+# ({numref}`fig-norms-stall`). Torch's own `sum` and `mean` keep a wider total inside; a
+# loop of your own does not. Neither rescues squares that have already overflowed.
 #
 # Both together, over eleven orders of magnitude:
 
@@ -490,15 +492,15 @@ confirm("float32 inside: always below 1e-6", (cliffs.float32_inside < 1e-6).all(
 # already add up to 65536, so a float16 total overflows at a size that the random stack
 # at the end of this chapter reaches. With a float32 total, single squares overflow from
 # about 71 on, because the largest of 4096 normal numbers is some 3.6 times their RMS.
-# The left cliff is milder than it looks: there $\epsilon$ outweighs the true mean
-# square anyway (the grey band), so losing it changes little. Nothing covers the right
-# cliff.
+# The left cliff is milder than it looks: in the grey band $\epsilon$ outweighs the true
+# mean square, so losing it changes little. Nothing covers the right cliff.
 #
 # ### Multiply, then cast; or cast, then multiply
 #
-# In float32 the order of gain and cast does not exist. In bfloat16 it does. Llama casts
-# first, so its product is rounded a second time. Gemma multiplies in float32 and rounds
-# once (and stores the gain minus one).
+# In float32 nothing is cast, so the order makes no difference. In bfloat16 it does.
+# Llama casts first, so its product is rounded a second time. Gemma multiplies in
+# float32 and rounds once (and stores the gain minus one). One rounding to bfloat16
+# changes a number by at most $2^{-8}$ of itself.
 
 # %%
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -526,8 +528,8 @@ confirm("torch.nn.RMSNorm: one rounding too", error["builtin"] < 1.001 * 2**-8)
 confirm("Llama: two, sometimes beyond 1.5 * 2**-8", error["llama"] > 1.5 * 2**-8)
 
 # %% [markdown]
-# Neither is a mistake. But a checkpoint was trained with one of them, and if you want
-# the same bits you must use the same order. Note that torch's own class has Gemma's.
+# Neither is a mistake. But a checkpoint was trained with one of them, and the same bits
+# need the same order. Torch's own class has Gemma's.
 #
 # ## The ladder of equality
 #
@@ -577,9 +579,8 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     confirm(f"RMSNorm = LlamaRMSNorm to the last bit in {dtype}", same)
 
 # %% [markdown]
-# One trap on the way: load the gain in float32 and the rest in bfloat16, and the
-# product is promoted. The norm then returns float32, and the next matrix product
-# complains.
+# One trap: a gain left in float32 promotes the product. The norm then returns float32,
+# and the next matrix product, in bfloat16, complains.
 
 # %%
 confirm("a float32 gain promotes the output", rms(x.bfloat16()).dtype == torch.float32)
@@ -596,7 +597,7 @@ confirm("a float32 gain promotes the output", rms(x.bfloat16()).dtype == torch.f
 # \text{pre: } x \leftarrow x + F(\operatorname{Norm}(x)) .
 # $$ (eq-norms-places)
 #
-# The blocks are the same, so the figure module arranges one block both ways:
+# Here is one block arranged both ways:
 
 # %%
 show(pre_norm, post_norm)
@@ -630,8 +631,8 @@ confirm(
 # In pre-norm the gradient has a free way back: the derivative of $x +
 # F(\operatorname{Norm}(x))$ is the identity plus something that {eq}`eq-norms-jacobian`
 # divides by $r$, and $r$ grows with depth ({eq}`eq-norms-growth`). In post-norm every
-# block multiplies the whole gradient by a norm's Jacobian. A factor a little off one,
-# 32 times over, is far off one.
+# block multiplies the whole gradient by a norm's Jacobian. A factor of 1.13, 32 times
+# over, is 50.
 
 # %% mystnb={"image": {"alt": "Two panels. Left: RMS of the stream against blocks passed, logarithmic. Without norms it leaves the picture after three blocks; with pre-norm it rises slowly from 1 to 5.4 after 32 blocks; with post-norm it stays at 1. Right: size of the gradient of down_proj against the block, logarithmic. Post-norm with Llama's block falls along a nearly straight line from 34 at block 1 to 0.7 at block 32. Post-norm with the ReLU network of 2017 is dotted and nearly level, from 0.8 to 1.4. Pre-norm falls gently from 1 to 0.13."}, "figure": {"name": "fig-norms-depth", "caption": "32 random blocks, one forward and one backward pass, before any training. Left, the stream on its way up. Right, what arrives at each block's weights on the way back; the lines of the right panel are geometric means over four seeds."}} tags=["hide-input"]
 from annotated_src.figures.norms import depth_data, draw_depth
@@ -647,19 +648,19 @@ confirm("pre-norm: the stream ends at 5 to 6", 5 < depth.stream_pre[-1] < 6)
 ratios = [g[0] / g[-1] for g in (depth.gradients_pre, depth.gradients_post)]
 confirm("pre-norm: seven to eight times over 32 blocks", 7 < ratios[0] < 8)
 confirm("post-norm: about 48 times", 46 < ratios[1] < 50)
+confirm("which is a factor of 1.13 per block", abs(ratios[1] ** (1 / 31) - 1.13) < 0.01)
 
 # %% [markdown]
-# {numref}`fig-norms-depth` is more careful than the folklore. "Post-norm makes
-# gradients vanish" is not what happens here: with Llama's gated network they *explode*
-# towards the input, 48 times over 32 blocks; put the ReLU network of 2017 in its place
-# and they stay nearly level. Which way it goes depends on the block and on the initial
-# weights. What does not: in post-norm the factors multiply, in pre-norm they approach
-# one as $r$ grows.
+# You may have read that post-norm makes gradients vanish. Not in
+# {numref}`fig-norms-depth`: with Llama's gated network they *explode* towards the
+# input, 48 times over 32 blocks; put the ReLU network of 2017 in its place and they
+# stay nearly level. Which way it goes depends on the block and on the initial weights.
+# What does not: in post-norm the factors multiply, in pre-norm they approach one as $r$
+# grows.
 #
 # There is a second difference, which {cite:t}`xiong2020` derive: at the last block, the
 # gradient does not depend on the depth in post-norm, and falls like $1/\sqrt L$ in
-# pre-norm. They take this for the reason why training post-norm models needs a learning
-# rate that warms up slowly.
+# pre-norm. They see in it the reason why post-norm training needs a warm-up.
 
 # %%
 last = {}
@@ -675,14 +676,15 @@ confirm(
 confirm("post-norm's stays within a third", 0.75 < post_falls < 1.33)
 
 # %% [markdown]
-# Pre-norm has a price: nobody norms the stream at the very end. So the model does it
-# once more, before the head (`self.norm` in
+# Pre-norm has a price: the stream ends unnormed. So the model norms it once more,
+# before the head (`self.norm` in
 # {py:class}`annotated_src.models.llama.Llama`). Without it the logits have whatever
-# size the stream has reached, and an untrained model is confident about nothing:
+# size the stream has reached, and an untrained model makes wild guesses with great
+# confidence. Here is its loss, against that of an even guess among 128 tokens:
 
 # %%
 run = measure(pre_norm, 32)
-print(f"knowing nothing: {math.log(128):.1f}; ", end="")
+print(f"even guess: {math.log(128):.1f}; ", end="")
 print(f"with final norm: {run.loss:.1f}; without: {run.loss_without_final_norm:.0f}")
 confirm(
     "without the final norm the loss at the start is over twice as large",
@@ -700,10 +702,10 @@ confirm(
 # **A residual.** ChatGLM-6B calls its norms the same, but adds the branch to the norm's
 # *output*, enlarged: $h = \alpha\,n + \operatorname{attention}(n)$ with $n =
 # \operatorname{LayerNorm}(x)$, and the same again for the feed-forward part. So the
-# stream is normed after all. Moved by one step, this is post-norm with $\alpha x$ in
-# place of $x$, the DeepNorm {cite:p}`wang2022` of GLM-130B {cite:p}`zeng2022`. $\alpha$
-# is $\sqrt{2 \cdot 28}$, always: the block computes it from its own default of 28
-# layers.
+# stream is normed after all. Count each norm to the addition before it instead of the
+# one after it, and you have post-norm with $\alpha x$ in place of $x$: the DeepNorm
+# {cite:p}`wang2022` of GLM-130B {cite:p}`zeng2022`. $\alpha$ is $\sqrt{2 \cdot 28}$,
+# from the model's 28 layers.
 # :::
 
 # %%
@@ -784,9 +786,9 @@ confirm("the first token is the same in both, to one per cent", first_agree)
 
 # %% [markdown]
 # No NaN, no warning: $300^2$ is infinite, one over its root is zero, and the token
-# comes out as 4096 zeros. Attention and feed-forward network read nothing at this
-# token, and the model carries on. The first token is right in both, so a test with
-# random inputs passes. Test norms with large inputs.
+# comes out as 4096 zeros. The next layer reads nothing at this token, and the model
+# carries on. The first token is right in both, so a test with ordinary inputs passes.
+# Test norms with large inputs.
 #
 # ## Exercises
 #
@@ -817,7 +819,7 @@ confirm(
 )
 
 # %% [markdown]
-# **2. Implement (10 minutes).** A gain in front of a matrix is one matrix. Write
+# **2. Implement (10 minutes).** A gain followed by a matrix is one matrix. Write
 # `fold_gain(norm, linear)` that returns a new `nn.Linear` such that
 # `folded(plain(x))` equals `linear(norm(x))`, where `plain` is an RMSNorm with gain 1.
 # Check it with `D = 24`, an output width of 10, a bias, and a gain that is not one.
@@ -884,9 +886,8 @@ confirm("the wrong one: they do", leaks)
 #
 # It is right, up to $\epsilon$. In two dimensions the vectors of mean zero form a line,
 # and the sphere of radius $\sqrt 2$ meets it in the two points $(1, -1)$ and $(-1, 1)$;
-# equal numbers project to zero. In general LayerNorm leaves $D - 2$ dimensions, here
-# none: all that remains is which number is larger. RMSNorm leaves $D - 1$, here a whole
-# circle: the direction of $x$.
+# equal numbers project to zero. All that remains is which number is larger. RMSNorm
+# leaves a whole circle: the direction of $x$.
 #
 # </details>
 #
@@ -894,20 +895,19 @@ confirm("the wrong one: they do", leaks)
 #
 # - LayerNorm projects away the mean, then scales to the sphere of radius $\sqrt D$.
 #   RMSNorm only scales. $r^2 = \mu^2 + \sigma^2$.
-# - Divide by $D$, not $D - 1$. $\epsilon$ goes inside the root and starts to matter at
-#   $r \approx \sqrt\epsilon$; read it from the configuration.
-# - Square and add in float32. float16 overflows silently into a vector of zeros, and a
-#   running total in bfloat16 stops at 256.
+# - Divide by $D$. $\epsilon$ goes inside the root and matters where
+#   $r \approx \sqrt\epsilon$.
+# - Square and add in float32: float16 overflows into a vector of zeros, and a running
+#   total of ones in bfloat16 stops at 256.
 # - Llama casts, then multiplies by the gain; Gemma and `torch.nn.RMSNorm` multiply
 #   first.
 # - Pre-norm leaves the stream alone: it grows slowly, gradients do not compound, and a
-#   final norm is needed. In post-norm every block rescales the whole gradient.
+#   final norm is needed.
 #
 # ## Where to read on
 #
 # In transformers: `modeling_llama.py`, `LlamaRMSNorm` and `LlamaDecoderLayer`;
 # `modeling_gemma.py`, `GemmaRMSNorm`, with a comment on the order. In ChatGLM-6B:
 # `modeling_chatglm.py`, `GLMBlock.forward`, where $\alpha$ is. The authors' RMSNorm:
-# `bzhangGo/rmsnorm`, `rmsnorm_torch.py`. For the geometry of gradients under either
-# arrangement, {cite:t}`xiong2020`. The next chapter, {ref}`ch-rope`, turns to
+# `bzhangGo/rmsnorm`, `rmsnorm_torch.py`. The next chapter, {ref}`ch-rope`, turns to
 # positions.
