@@ -120,11 +120,12 @@ def draw_clocks(data: ClockData) -> BookFigure:
         ax.text(column, 0.6, period, ha="center", size=SIZE)
     ax.text(-0.62, 0.6, "tokens per turn", ha="right", size=SIZE)
     for row, position in enumerate(data.positions.tolist()):
-        _label(ax, -row, f"position {position}", INK)
+        y = -float(row)
+        _label(ax, y, f"position {position}", INK)
         for column in range(columns):
             hand, turns = data.hands[row, column].item(), data.turns[row, column].item()
-            _dial(ax, column, -row, 0.0, TURN if turns >= 1 else hand, BLUE)
-            _hand(ax, column, -row, hand, BLUE, 2.2)
+            _dial(ax, float(column), y, 0.0, TURN if turns >= 1 else hand, BLUE)
+            _hand(ax, float(column), y, hand, BLUE, 2.2)
     heading = "A score sees only the angle between the query's hand and the key's"
     ax.text(left, second + 0.05, heading, weight="bold", size=SIZE)
     for row, (query_at, key_at) in enumerate(data.couples.tolist()):
@@ -134,9 +135,9 @@ def draw_clocks(data: ClockData) -> BookFigure:
         for column in range(columns):
             key = data.key_hands[row, column].item()
             query = data.query_hands[row, column].item()
-            _dial(ax, column, y, key, (query - key) % TURN, GREEN)
-            _hand(ax, column, y, key, ORANGE, 4.5)
-            _hand(ax, column, y, query, BLUE, 1.6)
+            _dial(ax, float(column), y, key, (query - key) % TURN, GREEN)
+            _hand(ax, float(column), y, key, ORANGE, 4.5)
+            _hand(ax, float(column), y, query, BLUE, 1.6)
     between = (data.query_hands - data.key_hands)[-1] % TURN
     y = second - 0.38 - len(data.couples)
     _label(ax, y + 0.06, "angle, in both rows", GREEN)

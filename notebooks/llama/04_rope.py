@@ -64,11 +64,19 @@ alike = partial(torch.allclose, rtol=0, atol=1e-5)  # attend's softmax is in flo
 # %% [markdown]
 # ## Without positions, attention is a bag
 #
+# This is what you need of attention here; {ref}`ch-attention` has the rest. Each token
+# makes three vectors, a *query*, a *key* and a *value*. The dot product of one token's
+# query with another's key is a *score*. A softmax turns a token's scores into weights,
+# and the weighted mean of the values is its answer. A *mask* says which keys a token
+# may see: those before it, and its own. A model does this several times side by side,
+# each time with vectors of its own; each of these is a *head*.
+#
 # Nothing in {py:func}`annotated_src.attention.attend` asks where a key stands. Shuffle
 # the earlier tokens, and the last token gets the same answer.
 
 # %%
 queries, keys, values = torch.randn(3, 2, 3, 9, 6, dtype=F64)  # (B, heads, T, H)
+# B rows of T tokens, H features per head.
 shuffle = [4, 7, 0, 2, 6, 1, 5, 3, 8]  # the last token stays
 before = attend(queries, keys, values, causal_mask(9))[:, :, -1]
 after = attend(
@@ -132,8 +140,8 @@ dots = (torch.view_as_real(q) * torch.view_as_real(k)).sum(-1)
 confirm("the dot product is Re(q times conjugate k)", same(dots, (q * k.conj()).real))
 
 # %% [markdown]
-# We make the demand on the whole product. (A score is its real part only; exercise 3
-# makes do with that, and arrives at the same place.)
+# We make the demand on the whole product. (A score is its real part only. Exercise 3
+# makes do with that, for linear maps, and arrives at the same place.)
 #
 # $$
 # f(q, m)\,\overline{f(k, n)} = h(q, k, m - n)
@@ -158,7 +166,8 @@ confirm("the dot product is Re(q times conjugate k)", same(dots, (q * k.conj()).
 # \psi(m) = m\theta, \qquad f(x, m) = x\,e^{im\theta}.
 # $$ (eq-rope-linear)
 #
-# Each step ruled something out. Four candidates, three of which fall at a step:
+# Each step ruled something out. Here are four candidates with $f(x, 0) = x$; three of
+# them fall at one of the steps:
 
 
 # %%
@@ -168,7 +177,7 @@ def unit(angle):
 
 
 CANDIDATES = {
-    "add e^(im)": lambda x, m: x + unit(m),
+    "add e^(im) - 1": lambda x, m: x + unit(m) - 1,
     "stretch, turn": lambda x, m: x * (1 + m / 10) * unit(0.3 * m),
     "turn by m^2": lambda x, m: x * unit(0.3 * m**2),
     "turn by m": lambda x, m: x * unit(0.3 * m),
@@ -185,6 +194,10 @@ for name, f in CANDIDATES.items():
         same(product, product[:1].expand(20, -1)),
     )
     print(f"{name:15}" + "{!s:>14}{!s:>11}{!s:>15}".format(*report[name]))
+confirm(
+    "at position 0 all of them leave x alone",
+    all(same(f(q, m)[0], q) for f in CANDIDATES.values()),
+)
 confirm("only the linear turn passes", [r[2] for r in report.values()] == [0, 0, 0, 1])
 
 # %% [markdown]
@@ -227,6 +240,9 @@ for at, key_at in ((5, 2), (3, 11), (1005, 1002)):
 # R_m^\top R_m = I, \qquad R_m^\top R_n = R_{n-m}, \qquad
 # \langle R_m q, R_n k \rangle = q^\top R_m^\top R_n\, k = q^\top R_{n-m}\, k.
 # $$ (eq-rope-inner)
+#
+# The difference has changed its sign, because here the turn acts on $k$ and in
+# {eq}`eq-rope-score` it acted on $q$.
 
 
 # %%
@@ -286,8 +302,9 @@ confirm("apply_rotary_interleaved is that matrix", same(by_package[0, 0, 0], R17
 # %% [markdown]
 # ## Small enough to see
 #
-# Two pairs, one turning by 90 degrees per position and one by 45. The vector
-# $(1, 0, 1, 0)$ starts with both hands at zero. Each row below is one position.
+# Two pairs, one turning by 90 degrees per position and one by 45. Think of each pair as
+# the hand of a clock: the vector $(1, 0, 1, 0)$ has both hands at angle zero. Each row
+# below is one position.
 
 # %%
 slow_turn = torch.tensor([math.pi / 2, math.pi / 4], dtype=F64)
@@ -363,7 +380,7 @@ for base, lengths in wavelengths.items():
     print(f"    {unwrapped} do not complete half a turn")
 
 # %% [markdown]
-# SmolLM2 {cite:p}`allal2025` has heads of 64 features, a context of 8192 and base
+# SmolLM2-135M {cite:p}`allal2025` has heads of 64 features, a context of 8192 and base
 # 100,000. Its first 20 pairs come round within the context; ten do not make half a
 # turn. The fast pairs separate neighbours, but at long range they have lapped many
 # times: theirs is the second hand of a watch, no help for the hour. The slow ones never
@@ -393,16 +410,21 @@ draw_clocks(clocks_data())
 # = \frac{2}{d} \sum_{i=0}^{d/2-1} \cos(s\,\theta_i), \qquad s = m - n.
 # $$ (eq-rope-ones)
 #
-# The paper's section 3.4.3 bounds the score of *any* content. With
-# $h_i = q_i \bar k_i$ for pair $i$, $h_{d/2} = 0$, and the partial sums
-# $S_j = \sum_{i<j} e^{is\theta_i}$, summation by parts gives
+# The paper's section 3.4.3 bounds the score of *any* content. (Mind the letter: as an
+# index, $i$ counts pairs; in $e^{is\theta_i}$ the first $i$ is the imaginary unit.) Let
+# $h_i = q_i \bar k_i$ for pair $i$, $h_{d/2} = 0$, and let
+# $S_j = \sum_{i<j} e^{is\theta_i}$ be the sum of the first $j$ waves. Then
+# $e^{is\theta_i} = S_{i+1} - S_i$. Put that in and collect the terms with the same
+# $S_j$: the sum of $h_i e^{is\theta_i}$ becomes the sum of $(h_{j-1} - h_j)\,S_j$.
+# Hence
 #
 # $$
 # \Bigl|\sum_{i=0}^{d/2-1} h_i\, e^{is\theta_i}\Bigr|
 # \;\le\; \max_i |h_{i+1} - h_i| \; \sum_{j=1}^{d/2} |S_j|.
 # $$ (eq-rope-bound)
 #
-# Content is in the first factor, distance in the second.
+# The score is the real part of the sum on the left, so it obeys the same bound. On the
+# right, content is in the first factor, distance in the second.
 
 # %%
 # Check eq-rope-ones and eq-rope-bound.
@@ -435,12 +457,14 @@ draw_decay(decay_data())
 # that wants to look 100 tokens back can.
 
 # %%
+# The query asks for a key with this content, turned back by 100 positions beforehand:
+# a turn that W_q could have built in.
 wanted = torch.randn(1, 1, 1, 64, dtype=F64)
 query = apply_rotary_interleaved(
     wanted, *rope_tables(torch.tensor([[-100]]), thetas, F64)
 )
-line = rope_tables(torch.arange(1001)[None], thetas, F64)
-keys_everywhere = apply_rotary_interleaved(wanted.expand(1, 1, 1001, 64), *line)
+everywhere = rope_tables(torch.arange(1001)[None], thetas, F64)
+keys_everywhere = apply_rotary_interleaved(wanted.expand(1, 1, 1001, 64), *everywhere)
 query_there = apply_rotary_interleaved(
     query, *rope_tables(torch.tensor([[1000]]), thetas, F64)
 )
@@ -450,9 +474,9 @@ confirm("a query at position 1000 prefers the key at 900", best == 900)
 # %% [markdown]
 # ## Which features form a pair?
 #
-# The derivation never said. Two answers are in use. The paper, Meta's code and GGUF
-# files pair neighbours, $2i$ with $2i+1$: **interleaved**. Hugging Face pairs $i$ with
-# $i + d/2$: **half-split**. There, $J$ is {py:func}`annotated_src.rotary.rotate_half`,
+# The derivation never said. Two answers are in use. The paper, Meta's code and the GGUF
+# files of Llama models pair neighbours, $2i$ with $2i+1$: **interleaved**. Hugging
+# Face's Llama pairs $i$ with $i + d/2$: **half-split**. There, $J$ is {py:func}`annotated_src.rotary.rotate_half`,
 # which moves two blocks instead of picking every other feature.
 
 # %%
@@ -561,13 +585,14 @@ confirm(
 )
 
 # %% [markdown]
-# That answers the prediction: none. Three uses follow. **Left padding**: a row of four
+# That answers the prediction: none, rounding aside. Three uses follow. **Left padding**: a row of four
 # tokens behind five pads may count its tokens from 0, or from 5, as long as the mask
 # hides the pads. **Restarts**: two documents packed in one row each count from 0, when
-# a mask keeps them apart. **Gaps**: tokens dropped from a cache leave holes; those that
+# a mask keeps them apart. **Gaps**: tokens dropped from a cache ({ref}`ch-cache`) leave holes; those that
 # stay keep their numbers and their scores. Rows of a batch need not agree.
 
 # %%
+# Left padding: row 1 has five pads, then four tokens.
 is_token = torch.tensor([[True] * 9, [False] * 5 + [True] * 4])
 mask = padded_causal_mask(is_token, 9)
 print("counted by token:", padded_positions(is_token)[1].tolist())
@@ -583,6 +608,7 @@ alone = attention_at(
 )
 confirm("and the padded row is what it is alone", alike(counted[1:, :, 5:], alone))
 
+# Restarts: five tokens of one document, then four of another.
 document = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1])
 apart = causal_mask(9) & (document[:, None] == document)
 restarted = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]).expand(2, -1)
@@ -591,6 +617,7 @@ confirm(
     "restarts: the second document is what it is alone", alike(packed[1:, :, 5:], alone)
 )
 
+# Gaps: drop tokens 2 to 4, against hiding them by the mask.
 stay = [0, 1, 5, 6, 7, 8]
 mask = causal_mask(9).clone()
 mask[..., 2:5] = False
@@ -665,6 +692,7 @@ cos, sin = rope_tables(positions, frequencies, torch.float32)
 by_loops = turn_loops(q, positions, frequencies)
 close = partial(torch.allclose, atol=3e-4)  # float32 angles of up to 900 radians
 
+# A pair as one complex number, times e^(i m theta).
 turns = torch.polar(torch.ones(()), positions[:, None, :, None] * frequencies)
 numbers = torch.view_as_complex(q.unflatten(-1, (-1, 2)))
 by_complex = torch.view_as_real(numbers * turns).flatten(-2)
@@ -678,6 +706,7 @@ confirm(
     "= apply_rotary, permuted", close(half_split_to_interleaved(by_halves), by_pairs)
 )
 
+# The original: its own tables, its own rotation.
 rope = {"rope_type": "default", "rope_theta": 50_000.0}
 config = LlamaConfig(
     hidden_size=72,
@@ -694,7 +723,7 @@ confirm("transformers' keys = apply_rotary", close(k_hf, apply_rotary(k, cos, si
 phi = PhiConfig(hidden_size=160, num_attention_heads=2, partial_rotary_factor=0.4)
 theirs, ours = PhiRotaryEmbedding(phi).inv_freq, rope_frequencies(32, 10_000.0)
 confirm(
-    "Phi's frequencies are those of 32 features", ((theirs - ours).abs() < 1e-7).all()
+    "Phi's frequencies are those of 32 features", ((theirs - ours).abs() < 1e-6).all()
 )
 
 # %% [markdown]
@@ -703,12 +732,11 @@ confirm(
 # **Order of the cosines.** The paper's equation 34 lists
 # $\cos m\theta_1, \cos m\theta_1, \cos m\theta_2, \cos m\theta_2, \dots$ and
 # Hugging Face's code $\cos m\theta_1, \cos m\theta_2, \dots, \cos m\theta_1,
-# \cos m\theta_2, \dots$ (the paper counts pairs from 1). The annotated Llama chapter
-# that this book answers to quotes both rightly, and calls the difference a permuted
-# order of frequencies. That is half of it: the *pairing* is permuted too. Take the
-# paper's cosines with Hugging Face's `rotate_half` and it is no rotation at all:
-# lengths change. Another comment there lets the frequencies begin with 0; they begin
-# with $\text{base}^0 = 1$.
+# \cos m\theta_2, \dots$ (the paper counts pairs from 1). You may read that the
+# difference is a permuted order of frequencies. That is half of it: the *pairing* is
+# permuted too. Take the paper's cosines with Hugging Face's `rotate_half` and it is no
+# rotation at all: lengths change. You may also read that the frequencies begin with 0;
+# they begin with $\text{base}^0 = 1$.
 #
 # **First position.** The paper numbers tokens from 1, code from 0. Moving all positions
 # by one changes no score.
@@ -740,8 +768,8 @@ confirm("counting from 1 changes nothing", alike(from_one, plain))
 
 # %% tags=["hide-cell", "solution"]
 def rows_to_interleaved(weight, num_heads):
-    heads = weight.unflatten(0, (num_heads, -1)).transpose(1, 2)  # (heads, D, H)
-    return half_split_to_interleaved(heads).transpose(1, 2).flatten(0, 1)
+    halves = weight.unflatten(0, (num_heads, 2, -1))  # (heads, 2, R, D)
+    return halves.transpose(1, 2).flatten(0, 2)  # pairs first, then their two rows
 
 
 weight = torch.randn(48, 24)
@@ -851,7 +879,8 @@ confirm("with its own head count the model is right", alike(cured, healthy))
 # - {cite:t}`su2021`: the derivation is section 3.4.1, the tables equation 34, the bound
 #   section 3.4.3.
 # - transformers, `modeling_llama.py`: `LlamaRotaryEmbedding`, `rotate_half`,
-#   `apply_rotary_pos_emb`; `convert_llama_weights_to_hf.py`: `permute`.
+#   `apply_rotary_pos_emb`; `convert_llama_weights_to_hf.py` (in the repository, not in
+#   the installed package): `permute`.
 # - Meta's Llama, `model.py`: `precompute_freqs_cis`, `apply_rotary_emb`, in complex
 #   numbers.
 # - ChatGLM-6B, `modeling_chatglm.py`: `RotaryEmbedding`, and `SelfAttention`, which

@@ -72,7 +72,10 @@ _ = torch.manual_seed(0)
 # \qquad o_t = \sum_{s \le t} w_{ts}\, v_s .
 # $$ (eq-attention-lookup)
 #
-# Here it is in plain loops for one head, with $d = 2$ features and four tokens. Nothing
+# Here $d$ is the width of a query and a key. Why scores are divided by its root is the
+# subject of the next section.
+#
+# This is attention in plain loops for one head, with $d = 2$ features and four tokens. Nothing
 # is hidden from you: follow one row with a pocket calculator.
 
 
@@ -183,11 +186,12 @@ print("columns sum to", seen.sum(dim=0).numpy().round(2))
 for d in (1, 2, 5, 8):
     coins = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * d).view(-1, d)
     scores = coins @ coins.T  # every query with every key
+    mean = scores.mean()
+    variance = (scores - mean).square().mean()
     print(
-        f"d = {d}: {scores.numel():6} pairs, mean {scores.mean():.0f}, "
-        f"variance {scores.var(correction=0):.0f}"
+        f"d = {d}: {scores.numel():6} pairs, mean {mean:.0f}, variance {variance:.0f}"
     )
-    confirm(f"the variance is {d}, exactly", scores.var(correction=0) == d)
+    confirm(f"the variance is {d}, exactly", variance == d)
 
 # %% [markdown]
 # Why should a spread of $\sqrt d$ hurt? Because of what the softmax does next, and of
@@ -234,6 +238,7 @@ confirm(
     max(scale.looked_at["divided"][2:]) < 1.01 * min(scale.looked_at["divided"][2:]),
 )
 kept = torch.tensor(scale.slope["bare"]) / torch.tensor(scale.slope["divided"])
+confirm("up to width 16 the undivided slope is no smaller", (kept[:3] >= 1).all())
 confirm("at width 256 about a twentieth of the slope is left", 0.04 < kept[4] < 0.06)
 confirm("at width 1024 less than a thousandth", kept[5] < 0.001)
 
@@ -241,7 +246,8 @@ confirm("at width 1024 less than a thousandth", kept[5] < 0.001)
 # That answers the prediction: 0.83. Before it has learned anything, the wide head
 # without division looks at fewer than two tokens, chosen by chance. At width 256 the
 # gradient that could tell it that they are the wrong ones is down to a twentieth, at
-# 1024 to a thousandth ({numref}`fig-attention-scale`).
+# 1024 to less than a thousandth ({numref}`fig-attention-scale`). Very narrow heads would
+# learn without the root: up to width 16 the undivided slope is no smaller.
 #
 # ## A softmax that does not overflow
 #
@@ -276,11 +282,12 @@ confirm(
 
 # %% [markdown]
 # `attend` asks for more: `dtype=torch.float32`, then a cast back. In half precision a
-# running total stalls, because a small number added to a large one rounds away. Count
-# to 2048 keys in each precision:
+# running total goes wrong, because a small number added to a large one rounds away. Add
+# up the powers of 2048 keys in each precision, and see how far the weights of a row are
+# from summing to one:
 
 # %%
-for dtype, at_least in ((torch.float16, 0.03), (torch.bfloat16, 0.1)):
+for dtype, at_least in ((torch.float16, 0.02), (torch.bfloat16, 0.1)):
     scores = (3 * torch.randn(64, 2048)).to(dtype)
     powers = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     total = torch.zeros(64, dtype=dtype)
@@ -288,20 +295,20 @@ for dtype, at_least in ((torch.float16, 0.03), (torch.bfloat16, 0.1)):
         total = total + column
     half = powers / total[:, None]
     careful = scores.softmax(dim=-1, dtype=torch.float32).to(dtype)
-    kernel = scores.softmax(dim=-1)
-    error = [(w.double().sum(dim=-1) - 1).abs().max() for w in (half, careful, kernel)]
+    unasked = scores.softmax(dim=-1)
+    error = [(w.double().sum(dim=-1) - 1).abs().max() for w in (half, careful, unasked)]
     name = str(dtype).removeprefix("torch.")
     confirm(
         f"{name}: with a {name} total, some row misses 1 by over {at_least:.0%}",
         error[0] > at_least,
     )
     confirm(f"{name}: float32 inside, cast after: by less than 0.2%", error[1] < 0.002)
-    confirm(f"{name}: torch's own kernel is as careful unasked", error[2] < 0.002)
+    confirm(f"{name}: torch's own softmax is as careful unasked", error[2] < 0.002)
 
 # %% [markdown]
-# So on this kernel the argument is a promise rather than a repair. It states in the
-# source what the mathematics needs, whichever kernel runs. It does not save scores that
-# have overflowed already:
+# So here the argument repairs nothing: torch's own softmax adds up in float32 anyway.
+# It states in the source what the mathematics needs, whichever softmax runs. And it
+# cannot save scores that have overflowed already:
 
 # %%
 big = torch.full((1, 1, 1, 128), 30.0, dtype=torch.float16)
@@ -342,7 +349,8 @@ print("number to add", added.float(), sep="\n")
 print("True: hidden", (~visible[0, 0]).int(), sep="\n")
 
 # %% [markdown]
-# The three prints are one mask with three faces, and libraries disagree on the face.
+# The three prints are one mask in three conventions, call them its faces, and libraries
+# disagree on the face.
 # PyTorch disagrees with itself.
 #
 # | convention | where |
@@ -426,8 +434,10 @@ confirm("so the order makes a difference", not torch.allclose(two[0], two[1]))
 # %% [markdown]
 # So the layer makes N queries, keys and values per token, each H wide, lets each head
 # attend by itself, puts the N answers side by side and mixes them with one last matrix.
-# `rotate` is the subject of {ref}`ch-rope`, `cache` of {ref}`ch-cache`; until
-# {ref}`ch-heads`, K = N.
+# In the shapes, B counts rows of the batch, T queries, S keys, and K the heads of keys
+# and values, of which there are as many as heads of queries, K = N, until
+# {ref}`ch-heads`. `rotate` is the subject of {ref}`ch-rope`, `cache` of
+# {ref}`ch-cache`.
 
 # %%
 show(Attention)
@@ -450,17 +460,21 @@ confirm(
 # What can attention compute? Here are two layers of one head each, every query and key
 # set by hand, no training. Head 1 asks by position: *who stands before me?* It copies
 # that word. Head 2 uses those copies as keys, and asks by word: *what followed a word
-# like me?* A word that is new finds nothing; since the weights must sum to one all the
-# same, head 2 then looks at the start token. Trained models do that too
-# {cite:p}`xiao2023`.
+# like me?* That is a key whose copy is my own word.
+#
+# A word that is new finds nothing. Since the weights must sum to one all the same, head
+# 2 then looks at the start token, `<s>`. Trained models do that too
+# {cite:p}`xiao2023`. Three scores are enough for it: 30 for a match, 15 for the start
+# token, 0 for the rest. After the softmax, 15 less is a weight of next to nothing.
 
 # %% mystnb={"image": {"alt": "The words of the rhyme 'This is the house that Jack built. This is the malt that lay in the house that Jack built' in a line. Grey arcs below go from each word to the word before it. Arcs above go from each repeated word back to what followed it earlier; six of the eleven are green, came true, four orange and dashed, did not, and one is blue: after the last 'built' the heads guess 'This'."}, "figure": {"name": "fig-attention-rhyme", "caption": "Two hand-made heads read a rhyme. An arrow goes from a word to the word it looks at, its thickness is the weight. Together they guess each next word from what they have read so far."}} tags=["hide-input"]
 rhyme = figures.rhyme_data()
 figures.draw_rhyme(rhyme)
 
 # %% [markdown]
-# "the" has been followed by "house" and by "malt", so the third "the" looks at both
-# with weight ½ each. The pair has computed the word-pair statistics of its own context:
+# In {numref}`fig-attention-rhyme`, "the" has been followed by "house" and by "malt", so
+# the third "the" looks at both with weight ½ each. The pair has computed the word-pair
+# statistics of its own context:
 
 # %%
 counts = torch.zeros_like(rhyme.guesses)
@@ -469,7 +483,7 @@ for t, word in enumerate(rhyme.words):
     for s in followers:
         counts[t, rhyme.ids[s]] += 1 / len(followers)
 confirm(
-    "every guess is the share of what followed the word before",
+    "every guess is the share of what has followed the same word so far",
     torch.allclose(rhyme.guesses, counts, atol=1e-4),
 )
 
@@ -799,8 +813,8 @@ confirm("after a second layer the last one does", not close(*deep))
 # %% [markdown]
 # **4. Debug (8 minutes).** A colleague decodes with a cache, one token per step,
 # through `F.scaled_dot_product_attention(query, keys, values, is_causal=True)`. The
-# prompt's answer begins well and then turns to nonsense. Six keys, one query: which
-# keys does the query see? Find out with the identity as values, and repair it.
+# answer begins well and then turns to nonsense. Six keys, one query: which keys does
+# the query see? Find out with the identity as values, and repair it.
 
 # %% tags=["hide-cell", "solution"]
 keys, values = torch.randn(2, 1, 1, 6, 8)
@@ -808,7 +822,7 @@ query, look = torch.randn(1, 1, 1, 8), torch.eye(6)[None, None]
 weights = F.scaled_dot_product_attention(query, keys, look, is_causal=True)[0, 0, 0]
 confirm(
     "it sees the first key only: the triangle is aligned at the upper left",
-    weights.tolist() == [1, 0, 0, 0, 0, 0],
+    close(weights, torch.eye(6)[0]),
 )
 repaired = attend_fused(query, keys, values, causal_mask(1, num_cached=5))
 confirm(
