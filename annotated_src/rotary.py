@@ -2,7 +2,7 @@
 
 A head's features form pairs, and each pair turns at its own frequency. Two layouts of
 the pairs exist: *half-split* (feature i with i + R; Hugging Face checkpoints) and
-*interleaved* (feature 2i with 2i + 1; the paper, Meta's checkpoints, GGUF files).
+*interleaved* (feature 2i with 2i + 1; the paper, Meta's checkpoints, Llamas in GGUF).
 R is the number of pairs that turn; features after the first 2R pass unturned.
 """
 

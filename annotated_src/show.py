@@ -20,11 +20,9 @@ def show(*objects: object) -> None:
     """
     for item in objects:
         plain: Any = inspect.unwrap(item) if callable(item) else item
-        lines, first = inspect.getsourcelines(plain)
+        code = textwrap.dedent(inspect.getsource(plain)).rstrip()
         path = Path(inspect.getsourcefile(plain) or "").relative_to(ROOT)
-        code = textwrap.dedent("".join(lines)).rstrip()
-        where = f"`{path.as_posix()}`, from line {max(first, 1)}"
-        display(Markdown(f"{where}\n\n```python\n{code}\n```"))
+        display(Markdown(f"`{path.as_posix()}`\n\n```python\n{code}\n```"))
 
 
 def confirm(claim: str, holds: bool | Tensor) -> None:

@@ -37,10 +37,15 @@ ModelMap("heads")
 # guess down.
 # :::
 #
-# In {ref}`ch-attention` every query head had its own keys and values. Training likes
-# that. Writing does not: each new token makes the model read the keys and values of all
-# tokens before it, and {ref}`ch-cache` keeps them all in memory. The remedy is to let
-# several query heads read the *same* keys and values.
+# In the original Transformer's attention ({ref}`ch-attention`) every query head has
+# keys and values of its own. For training that is fine. For writing it is costly: each
+# new token makes the model read the keys and values of all tokens before it. They are
+# kept in memory, in the *KV cache*, which {ref}`ch-cache` builds; here you only need to
+# know that it holds them. The remedy is to let several query heads read the *same* keys
+# and values.
+#
+# Two words for later. The call that reads the whole prompt at once is the *prefill*;
+# each call after it writes one token and is a *decode step*.
 
 # %%
 import math
@@ -113,11 +118,11 @@ for num_kv_heads in (6, 3, 2, 1):
     inputs = example(num_kv_heads)
     confirm(
         f"6 query heads on {num_kv_heads}: attend computes the loops",
-        torch.allclose(attend_loops(*inputs), attend(*inputs), atol=1e-7),
+        torch.allclose(attend_loops(*inputs), attend(*inputs), atol=1e-6),
     )
 
 # %% [markdown]
-# The tolerance is $10^{-7}$ because `attend` takes its softmax in float32, on purpose.
+# The tolerance is $10^{-6}$ because `attend` takes its softmax in float32, on purpose.
 # One function serves the whole family because its first step hands every query head a
 # KV head. That step is two lines:
 
@@ -141,8 +146,9 @@ for n, head in enumerate(repeat_kv(x, 2)[0]):
 # through it. The recipe is its *strides*: how many numbers to skip to get to the next
 # index of each axis. `expand` writes a stride of 0 into the recipe: the next query head
 # of the group starts where this one did. That costs no memory. `flatten` must
-# then merge the axes $(K, G)$ into one, and one axis has one stride. No single stride
-# walks 0, 0, +4, +4. So `flatten` copies.
+# then merge the axes $(K, G)$ into one. Its four query heads would have to start at the
+# numbers 0, 0, 4, 4 of the memory; but one axis has one stride $s$, and its entries
+# start at $0, s, 2s, 3s$. No $s$ fits. So `flatten` copies.
 
 
 # %%
@@ -163,9 +169,10 @@ confirm("nbytes counts the recipe, not the memory", shared.nbytes == 2 * x.nbyte
 confirm("a group of 1 copies nothing", repeat_kv(x, 1).data_ptr() == x.data_ptr())
 
 # %% [markdown]
-# What is copied is every key (and, in a second call, every value) in the cache, $G$
-# times, in every layer, for every token written. The exceptions are those where one
-# stride is enough: $G = 1$, and also a single KV head, whose stride can stay 0.
+# And this happens often: every key (and, in a second call, every value) in the cache is
+# copied $G$ times, in every layer, for every token written. The exceptions are those
+# where one stride is enough: $G = 1$, and also a single KV head, whose stride can
+# stay 0.
 
 # %%
 single = x[:, :1]
@@ -205,7 +212,7 @@ queries, keys, values, mask = example(num_kv_heads=2)
 right = attend(queries, keys, values, mask)
 wrong = attend(queries, wrong_repeat_kv(keys, 3), wrong_repeat_kv(values, 3), mask)
 confirm("the shapes agree", right.shape == wrong.shape)
-same = [torch.allclose(right[:, n], wrong[:, n], atol=1e-7) for n in range(6)]
+same = [torch.allclose(right[:, n], wrong[:, n], atol=1e-6) for n in range(6)]
 for n in range(6):
     print(f"query head {n}: should read {n // 3}, reads {n % 2}, right: {same[n]}")
 confirm("four heads of six are right", same == [True, False, True, True, False, True])
@@ -223,15 +230,20 @@ for num_kv_heads in (1, 6):
 #
 # ## The way that copies nothing
 #
-# The queries of one group all meet the same keys. A matrix product has a name for many
-# vectors that meet the same matrix: rows. So do not bring the keys to the queries;
-# stack the $G$ query heads of a group as rows, and multiply once per KV head:
+# The queries of one group all meet the same keys. Vectors that all meet one matrix can
+# be the rows of a single product: that is what the $T$ queries of one head already are.
+# So do not copy the keys for each query head. Stack the $G$ query heads of a group as
+# $G\,T$ rows, and multiply once per KV head (*fold* below). A second idea is to let the
+# product repeat the keys by broadcasting:
 #
 # | | queries | | keys, transposed | | scores |
 # |---|---|---|---|---|---|
 # | repeat | $(B, N, T, H)$ | @ | $(B, N, H, S)$ | = | $(B, N, T, S)$ |
 # | broadcast | $(B, K, G, T, H)$ | @ | $(B, K, 1, H, S)$ | = | $(B, K, G, T, S)$ |
 # | fold | $(B, K, G\,T, H)$ | @ | $(B, K, H, S)$ | = | $(B, K, G\,T, S)$ |
+#
+# In the code, the folded scores are unfolded to $(B, N, T, S)$ for the mask and the
+# softmax, which treat each head alike, and folded again to meet the values.
 
 
 # %%
@@ -267,7 +279,7 @@ for num_kv_heads in (6, 3, 2, 1):
     loops = attend_loops(queries, keys, values, mask)
     confirm(
         f"6 on {num_kv_heads}: loops = repeated = broadcast = folded = torch's own",
-        torch.allclose(loops, attend(queries, keys, values, mask), atol=1e-7)
+        torch.allclose(loops, attend(queries, keys, values, mask), atol=1e-6)
         and torch.allclose(loops, attend_broadcast(queries, keys, values, mask))
         and torch.allclose(loops, attend_folded(queries, keys, values, mask))
         and torch.allclose(loops, fused(queries, keys, values, attn_mask=mask)),
@@ -286,7 +298,8 @@ for num_kv_heads in (6, 3, 2, 1):
 # The leading 2 is for keys and values.
 # {py:func}`annotated_src.figures.heads.count_moves` is a witness: it watches every
 # operation that torch runs and adds up the bytes of keys and values that the operation
-# reads and writes. Views move nothing. (Bytes that fit into a chip's own small caches
+# reads and writes (any tensor at least as large as the keys counts as one of them).
+# Views move nothing. (Bytes that fit into a chip's own small caches
 # cost less; the cache of a long text does not fit.)
 
 # %%
@@ -353,9 +366,9 @@ confirm("folded: a quarter of it", folded / unshared == 0.25)
 # ({numref}`fig-heads-traffic`). Sharing makes the cache smaller. Only folding, or a
 # fused kernel that looks up head $\lfloor n/G \rfloor$ by itself, also makes the step
 # cheaper. `repeat_kv` is the clearest way to write it, so
-# {py:func}`annotated_src.attention.attend` and transformers' eager attention use it. A
-# model exported to a phone folds, and so does transformers' fused path when it decodes
-# (`pack_gqa`):
+# {py:func}`annotated_src.attention.attend` and transformers' eager attention use it.
+# Transformers' fused path leaves the sharing to torch where it can (`enable_gqa`);
+# where it cannot, it folds the decode step (`pack_gqa`):
 
 # %%
 from transformers.integrations import sdpa_attention
@@ -405,6 +418,10 @@ confirm(
     cache["Llama-2-70B"] / cache["Llama-2-7B"] == 0.625,
 )
 confirm(
+    "without sharing it would take 10 GiB",
+    sharing.unshared["Llama-2-70B"] == 10 * 2**30,
+)
+confirm(
     "ChatGLM2-6B's is a sixteenth of ChatGLM-6B's",
     cache["ChatGLM-6B"] / cache["ChatGLM2-6B"] == 16,
 )
@@ -426,17 +443,18 @@ for large, small in (("Llama-2-70B", "Llama-2-7B"), ("TinyLlama-1.1B", "SmolLM2-
 
 # %% [markdown]
 # That answers the opening question: 0.625 times, so *less*. The 70B has 2.5 times the
-# layers, but a quarter of the KV heads; without sharing it would hold 10 GiB. The two
-# ChatGLMs, alike in layers, heads and width, are 16 times apart. And the number of
-# weights says nothing about the cache: TinyLlama's is smaller than SmolLM2's
-# ({numref}`fig-heads-sharing`).
+# layers, but a quarter of the KV heads; without sharing it would take 10 GiB. The two
+# ChatGLMs, alike in layers, query heads and width, are 16 times apart. And the number
+# of weights is a poor guide to the cache: TinyLlama has eight times the weights of
+# SmolLM2, and the smaller cache ({numref}`fig-heads-sharing`).
 #
 # ## Why it writes faster
 #
-# To write one token, each layer multiplies queries with keys and weights with values: a
-# multiplication and an addition, for $N$ heads, $S$ tokens and $H$ features, twice.
-# That is $4NSH$ operations, whatever $K$ is. What it must read, if nothing is copied,
-# is the cache, $2KSHb$ bytes. The ratio is the *arithmetic intensity* of decoding:
+# To write one token, each layer multiplies queries with keys: a multiplication and an
+# addition for each of $N$ heads, $S$ tokens and $H$ features, so $2NSH$ operations.
+# Then attention weights with values: $2NSH$ more. That is $4NSH$, whatever $K$ is. What
+# it must read, if nothing is copied, is the cache, $2KSHb$ bytes. The ratio is the
+# *arithmetic intensity* of decoding:
 #
 # $$
 # I = \frac{\text{operations}}{\text{bytes read}} = \frac{4 N S H}{2 K S H b}
@@ -463,7 +481,7 @@ for B, S, K in ((1, 40, 6), (1, 40, 3), (5, 90, 2)):
     )
 
 # %% [markdown]
-# Set that against a machine. The data sheet of an A100 (80 GB, SXM) promises 312
+# Set that against a machine. The data sheet of NVIDIA's A100 (80 GB, SXM) promises 312
 # trillion half-precision operations and 2.039 trillion bytes per second:
 
 # %%
@@ -511,9 +529,10 @@ for name in ("SmolLM2-135M", "Llama-2-70B"):
 #
 # ## To multi-head attention and back
 #
-# A projection is linear, so repeating its output is the same as repeating its rows. A
-# GQA layer is thus an MHA layer with repeated weights, and since a weight is an array
-# with a head axis, `repeat_kv` itself does it.
+# The rows of `k_proj` come in blocks, one block of $H$ rows for each KV head. Repeat a
+# block, and the layer's output has that head twice. A GQA layer is thus an MHA layer
+# with repeated rows. Cut the weight into its blocks, and they are an axis of heads:
+# `repeat_kv` itself repeats them.
 
 
 # %%
@@ -544,7 +563,7 @@ with torch.no_grad():
     repeated = with_kv_weights(grouped, 6, lambda w: repeat_rows(w, 2, group=3))
     confirm(
         "a GQA layer is an MHA layer with repeated rows",
-        torch.allclose(grouped(x, rotate, mask), repeated(x, rotate, mask), atol=1e-7),
+        torch.allclose(grouped(x, rotate, mask), repeated(x, rotate, mask), atol=1e-6),
     )
 
 # %% [markdown]
@@ -587,8 +606,9 @@ confirm(
 )
 
 # %% [markdown]
-# How much does pooling change a layer before any training? Build MHA layers whose heads
-# are a common part plus *spread* times a part of their own, and pool six heads to two.
+# How much does pooling change a layer before any training? Take the MHA layer with
+# repeated rows, whose heads are equal within a group. Add to each head noise of its
+# own, *spread* times as large as the weights, and pool six heads to two.
 
 
 # %%
@@ -620,7 +640,7 @@ for spread, error in errors.items():
 #
 # The layer in transformers, with the same weights: batch of two, different positions in
 # each row, six heads on two, and heads of width 8 in a model of width 24, so that
-# $N H \ne D$.
+# $N H = 48$ is not $D$.
 
 # %%
 from transformers import LlamaConfig
@@ -643,7 +663,7 @@ with torch.no_grad():
     theirs, _ = original(x, position_embeddings=tables, attention_mask=blocked)
     confirm(
         "transformers' LlamaAttention is our Attention, six heads on two",
-        torch.allclose(theirs, grouped(x, rotate, mask), atol=1e-7),
+        torch.allclose(theirs, grouped(x, rotate, mask), atol=1e-6),
     )
 
 # %% [markdown]
@@ -683,7 +703,7 @@ def attend_einsum(queries, keys, values, mask):
 inputs = example(num_kv_heads=2)
 confirm(
     "einsum agrees with attend",
-    torch.allclose(attend_einsum(*inputs), attend(*inputs), atol=1e-7),
+    torch.allclose(attend_einsum(*inputs), attend(*inputs), atol=1e-6),
 )
 queries = torch.zeros(1, 6, 1, 64)
 keys = values = torch.zeros(1, 2, 40, 64)
@@ -745,8 +765,8 @@ for num_tokens in (1, 5):
 
 
 # %% tags=["hide-cell", "solution"]
-# The rows are g-major: all tokens of the first head, then all of the second. The mask's
-# rows must come as t0 t1 t2, t0 t1 t2: here 0 1 0 1 is right, and 0 0 1 1 is wrong.
+# The folded rows are all tokens of the group's first head, then all of its second. So
+# the mask's rows must come as t0 t1 t2, t0 t1 t2: here 0 1 0 1 is right, not 0 0 1 1.
 def attend_rows(queries, keys, values, mask):
     num_kv_heads, group = keys.shape[1], queries.shape[1] // keys.shape[1]
     scores = fold(queries, num_kv_heads) @ keys.transpose(-2, -1)
@@ -757,7 +777,7 @@ def attend_rows(queries, keys, values, mask):
 inputs = example(2, num_tokens=5)
 confirm(
     "tiling the mask mends it",
-    torch.allclose(attend_rows(*inputs), attend(*inputs), atol=1e-7),
+    torch.allclose(attend_rows(*inputs), attend(*inputs), atol=1e-6),
 )
 
 # %% [markdown]
@@ -781,6 +801,6 @@ confirm(
 #   `sdpa_attention_forward`, which chooses between `enable_gqa`, `pack_gqa` and
 #   `repeat_kv`.
 # - ChatGLM2-6B, `modeling_chatglm.py`: `SelfAttention`, where `multi_query_group_num`
-#   sizes the cache. ChatGLM-6B, same file name: `SelfAttention`, 32 on 32.
+#   sets the number of KV heads. ChatGLM-6B, same file name: `SelfAttention`, 32 on 32.
 # - {cite:t}`shazeer2019` for the argument from bytes, {cite:t}`ainslie2023` for groups
 #   and pooling, {cite:t}`pope2022` for serving.

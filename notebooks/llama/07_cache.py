@@ -18,7 +18,7 @@
 #
 # :::{admonition} In this chapter
 # :class: at-a-glance
-# **45 minutes · medium.** Afterwards you can prove that a cache changes no output,
+# **45 minutes · moderate.** Afterwards you can prove that a cache changes no output,
 # write one, count what it saves and what it costs, rewind it, and recognise its two
 # classic bugs.
 # :::
@@ -102,9 +102,9 @@ rerun = generate_by_rerunning(model, tokens[:, :5], num_new=10)
 rerun[0].tolist()
 
 # %% [markdown]
-# It is correct, and it is what training code suggests. The picture below watches the
-# key projection of the first layer while a text of twelve words grows; the words only
-# label the tokens.
+# It is correct, and it needs nothing but the forward pass that training uses. But look
+# at what it computes. The picture below watches the key projection of the first layer
+# while a text of twelve words grows; the words only label the tokens.
 
 # %% mystnb={"image": {"alt": "Two staircases of words, a text growing by one word in each of eight rows. Above, without a cache, each row is filled: 11 blue cells computed for the first time and 49 orange cells computed again. Below, with a cache, the first row (prefill) has four blue cells, each later row (decode) has one blue cell at its end, 11 in all, and 49 pale cells are read back."}, "figure": {"name": "fig-cache-staircase", "caption": "The tokens whose keys each step computes, measured on the small model. The prompt is four tokens; each step draws one more."}} tags=["hide-input"]
 prompt, rest = "Once upon a time", "there was a llama who hums all day"
@@ -116,14 +116,13 @@ figures.draw_staircase(staircase)
 confirm("60 token passes without a cache", staircase.without.sum() == 60)
 confirm("11 with it, each token once", (staircase.with_cache.sum(0)[:11] == 1).all())
 passes = sum(range(1, 1001))
-print(
-    f"a text of 1000: {passes} passes, {(passes - 1000) / passes:.1%} of them repeats"
-)
+print(f"1000 steps: {passes} passes, {(passes - 1000) / passes:.1%} of them repeats")
 
 # %% [markdown]
-# The last word is drawn but never computed: nothing comes after it. The rest of this
-# chapter is about the lower half of {numref}`fig-cache-staircase`: why it is allowed,
-# what must be kept, and what that costs.
+# The last word is drawn but never computed: nothing comes after it. And that answers
+# the first question at the top: 99.8 %. The rest of this chapter is about the lower
+# half of {numref}`fig-cache-staircase`: why it is allowed, what must be kept, and what
+# that costs.
 #
 # ## Why the old rows may be kept
 #
@@ -184,16 +183,17 @@ confirm(
 )
 
 # %% [markdown]
-# As real numbers the rows are equal. As floats they are equal bit for bit while the
-# shapes are the same; a call with fewer rows may add the same products in another
-# order. That is why the checks below allow a last digit ($10^{-5}$; softmax and norms
-# round to float32), and why a cache can flip a near-tie.
+# As real numbers the rows are equal. As floats they were equal bit for bit while the
+# shapes were the same; a call with fewer rows may add the same products in another
+# order, and then last digits differ. So the checks below compare to $10^{-5}$ (softmax
+# and norms round to float32). It also means that where two next tokens score almost
+# alike, a cache may change which one wins.
 #
 # ## What the next token needs
 #
 # The newest token $t$ has one query $q_t$ and looks at all keys and values up to
-# itself. Let $\tilde q_t = R_t q_t$ and $\tilde k_j = R_j k_j$ be turned to their
-# positions ({ref}`ch-rope`). Then, head for head,
+# itself. Let $\tilde q_t = R_t q_t$ and $\tilde k_j = R_j k_j$ be turned by the
+# rotations of their positions ({ref}`ch-rope`). Then, in each head,
 #
 # $$
 # o_t = \sum_{j=0}^{t} w_{tj} v_j, \qquad
@@ -204,13 +204,14 @@ confirm(
 # Read it for what must be remembered.
 #
 # - **Values** $v_j$ of all earlier tokens: yes.
-# - **Keys** of all earlier tokens: yes, and *after* rotation. $\tilde k_j$ depends on
-#   $j$ alone, so it is turned once and kept turned.
+# - **Keys** of all earlier tokens: yes, and *after* rotation. The angle of $R_j$
+#   depends on the key's own position $j$ and not on who asks, so a key is turned once
+#   and kept turned.
 # - **Queries**: no. $q_j$ serves row $j$ only, and row $j$ is done. Nothing later asks
 #   with it.
 #
 # Here it is with every number visible: one head of width 2, no rotation, and a query
-# chosen so that the weights are 2 : 1 : 2.
+# chosen so that the weights are 2 : 1 : 2 (its scores are $\ln 2$, $0$ and $\ln 2$).
 
 # %%
 # Check eq-cache-newest.
@@ -272,6 +273,8 @@ confirm(
 # \operatorname{visible}(t, j) = \bigl[\, j \le c + t \,\bigr],
 # \qquad 0 \le t < T,\quad 0 \le j < c + T.
 # $$ (eq-cache-mask)
+#
+# (The bracket is true or false.)
 
 # %%
 show(causal_mask, positions_after)
@@ -304,11 +307,13 @@ confirm("a single new token sees everything", causal_mask(1, 4).all())
 #
 # *Induction over layers*, inside one call. Embeddings agree. Suppose the rows that
 # enter layer $l$ are those of the full pass. Then so are their queries, keys and
-# values, because position $c + t$ is the true one. The cache holds the older keys and
-# values of the full pass, unchanged because of {eq}`eq-cache-causal`. Appending gives
-# all of $\tilde k_0, \dots, \tilde k_{b-1}$ in order, which is what $C_b$ holds. By
-# {eq}`eq-cache-mask` each row weighs what it weighs in the full pass, so
-# {eq}`eq-cache-newest` gives the same row.
+# values, because $c = a$ and position $c + t$ is the true one. $C_a$ holds the keys and
+# values of a pass over the first $a$ tokens; by {eq}`eq-cache-causal` the full pass,
+# which knows more tokens, has the same. Appending gives all of
+# $\tilde k_0, \dots, \tilde k_{b-1}$ in order, which is what $C_b$ holds. By
+# {eq}`eq-cache-mask` each row sees the tokens that it sees in the full pass, so
+# {eq}`eq-cache-newest` gives the same $o_t$. The rest of the layer treats each token on
+# its own, so the rows that enter layer $l + 1$ are again those of the full pass.
 #
 # *Induction over calls.* $C_0$ is empty and right. Each call finds $C_a$ and leaves
 # $C_b$. So **any** way to cut a text into calls gives the logits of one full pass.
@@ -353,18 +358,19 @@ confirm(
 
 # %% [markdown]
 # Generation is one of these cuts. The first call takes the whole prompt: **prefill**.
-# Each later call takes one token: **decode**. Both are the same line of code, and
-# `step` is what differs.
+# Each later call takes one token: **decode**. Both are the same line of code,
+# `model(step, cache)`; only the length of `step` differs.
 
 # %%
-show(_decode)  # beneath the decorator
+show(_decode)
 
 # %% [markdown]
 # ## The ladder of equality
 #
 # Loop without a cache = {py:func}`annotated_src.generate.generate` = the original: a
 # `LlamaForCausalLM` of transformers with its `DynamicCache`, whose weights our loader
-# reads. Then the caches themselves, tensor for tensor.
+# reads. Then the caches themselves, tensor for tensor. (`eager` asks transformers for
+# attention spelled out, with its softmax in float32 like ours.)
 
 # %%
 from tempfile import TemporaryDirectory
@@ -393,14 +399,16 @@ theirs = LlamaForCausalLM(
         intermediate_size=36,
         max_position_embeddings=64,
         initializer_range=0.4,
+        attn_implementation="eager",
     )
-).eval()
+)
+theirs = theirs.double().eval()
 for name, weight in theirs.named_parameters():
     if "norm" in name:
         weight.uniform_(0.5, 1.5)
 with TemporaryDirectory() as folder:
     theirs.save_pretrained(folder)
-    ours = load_model(folder)
+    ours = load_model(folder, torch.float64)
 
 past, step, text = DynamicCache(), tokens[:, :5], [tokens[:, :5]]
 for _ in range(10):
@@ -437,9 +445,9 @@ confirm(
 #
 # Let $P$ be the number of weights in the matrices that multiply a token (all but the
 # embedding; the head counts). Each does one multiplication and one addition per token:
-# $2P$ operations. Attention compares a token with $S$ keys and mixes $S$ values, in $L$
-# layers of $N$ heads of width $H$: $4LNHS$. A call with $T$ tokens and $c$ cached has
-# $S = c + T$ columns, the masked ones included:
+# $2P$ operations. Attention compares a token with $S$ keys ($2H$ operations a key) and
+# mixes $S$ values ($2H$ each), in $L$ layers of $N$ heads: $4LNHS$. A call with $T$
+# tokens and $c$ cached has $S = c + T$ columns, the masked ones included:
 #
 # $$
 # \Phi(T, c) = T\,\bigl(2P + A\,(c + T)\bigr), \qquad A = 4LNH.
@@ -459,8 +467,10 @@ confirm(
 # \end{aligned}
 # $$ (eq-cache-with)
 #
-# Without the cache: a square and a cube in the length. With it: a line and a square.
-# PyTorch can count the matrix products that really run, so the formulas need no trust.
+# In words: without the cache, the matrices' share grows with the square of the length
+# and attention's with its cube. With the cache, the first grows in proportion and the
+# second with the square. PyTorch can count the matrix products that really run, so the
+# formulas need no trust.
 
 # %%
 show(figures.product_weights, figures.call_flops)
@@ -503,7 +513,7 @@ for name, (calls, by_hand, loops, sums) in found.items():
 # %% [markdown]
 # The counts are equal, not close. So use the formula at SmolLM2's sizes
 # {cite:p}`allal2025`, where counting would take a while: $P$ is 134 million, $A$ is
-# 69,120, and the text starts from one token.
+# 69,120, and the prompt is a single token.
 
 # %% mystnb={"image": {"alt": "Operations against tokens in the text, both axes logarithmic, for SmolLM2-135M. The curve without a cache climbs twice as steeply as the curve with one. At 1,000 tokens an arrow spans the gap between them: 519 times. Labels say that twice the text is 4 times the work without a cache and 2 times with it."}, "figure": {"name": "fig-cache-cost", "caption": "What a text costs in multiplications and additions, by the formula that the counter confirmed."}} tags=["hide-input"]
 cost = figures.cost_data(figures.SMOLLM2)
@@ -532,11 +542,11 @@ print(
 #
 # ## The price: memory
 #
-# For a batch of $B$ and $S$ tokens of room, with $e$ bytes to a number ({ref}`ch-heads`
+# For a batch of $B$ and $S$ tokens of room, with $b$ bytes to a number ({ref}`ch-heads`
 # shrinks $K$ for this reason):
 #
 # $$
-# \text{bytes} = 2 \cdot L \cdot B \cdot K \cdot S \cdot H \cdot e.
+# \text{bytes} = 2 \cdot L \cdot B \cdot K \cdot S \cdot H \cdot b.
 # $$ (eq-cache-bytes)
 #
 # The buffer has a second price: room must be reserved before the text is known. The
@@ -575,7 +585,7 @@ placed = torch.cat([model(tokens[:, i : i + 1], in_place) for i in range(12)], d
 confirm("growing = in place = no cache", close(grown, placed) and close(grown, full))
 
 reserved = sum(layer.num_bytes for layer in in_place)
-confirm("the bytes are 2 L B K S H e", reserved == 2 * 3 * 3 * 2 * 12 * 8 * 8)
+confirm("the bytes are 2 L B K S H b", reserved == 2 * 3 * 3 * 2 * 12 * 8 * 8)
 per_token = reserved // 12
 confirm(
     "growing wrote m n (n + 1) / 2 bytes",
@@ -615,7 +625,8 @@ print(
 #
 # What lies beyond `length` is never read, and is overwritten by the next append. So to
 # forget the end of a text (the user edits the last turn, or a guessed continuation
-# proves wrong) you set one integer per layer.
+# proves wrong) you set one integer per layer. Mind the views: one that was handed out
+# before still shows the same memory, and so whatever is written there next.
 
 
 # %%
@@ -646,7 +657,9 @@ confirm(
 #
 # Rows of different length share a batch by padding on the *left*: then the newest
 # tokens stand in one column. `is_token` covers the cache and the call, so it grows by a
-# column of True at each step, and masks and positions follow from it.
+# column of True at each step. The model derives from it a mask that hides the padding
+# ({py:func}`annotated_src.masks.padded_causal_mask`) and positions that count tokens
+# only ({py:func}`annotated_src.positions.padded_positions`).
 
 # %%
 lengths = [3, 6, 5]
@@ -705,7 +718,7 @@ confirm(
 # :::{admonition} Paper and code
 # :class: paper-code
 # An argument named after the cache is not yet a cache. In the annotated Llama chapter
-# that this book answers, `LlamaAttention.forward` takes `past_key_value` and returns
+# that this book answers to, `LlamaAttention.forward` takes `past_key_value` and returns
 # it, but nothing is ever written into it, no layer is ever given one, and the model's
 # output does not carry it. In the original the one line between rotation and
 # `repeat_kv` does the work: `past_key_values.update(...)`. Without that line the class
@@ -847,7 +860,7 @@ confirm("decoding goes on as if nothing had been guessed", following == truth[:,
 #
 # **4. Debug (10 minutes).** A colleague stores keys *before* rotation and rotates what
 # comes back: `keys, values = cache.append(keys, values)`, then `keys = rotate(keys)`,
-# with the call's tables. Prefill is right. A chunk of 3 after 5 raises a shape error;
+# with the call's tables. Prefill is right. A chunk of 3 after 6 raises a shape error;
 # one token at a time raises nothing and is wrong. What do the decode steps compute?
 # Show it with one head in float64.
 #
@@ -905,8 +918,8 @@ confirm(
 # - A call needs one number from the cache, its length: for positions and for the mask.
 # - Any way to cut a text into calls gives the same logits. Test that, with chunks, and
 #   most cache bugs die.
-# - Without the cache a text costs a square and a cube; with it, a line and a square,
-#   and $2LKHe$ bytes a token.
+# - Without the cache the work grows with the square and the cube of the length; with
+#   it, in proportion and with the square. The price is $2LKHb$ bytes a token.
 # - To forget, set `length` back.
 #
 # **Where to read on.** transformers: `cache_utils.py`, `DynamicLayer.update` (grows)
