@@ -1,0 +1,583 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (ch-reading)=
+# # Reading a decoder
+#
+# :::{admonition} In this chapter
+# :class: at-a-glance
+# **30 minutes · gentle.** Afterwards you can say what goes into a decoder and what comes
+# out, name its parts and their shapes, score a sentence, make the model write, and say
+# why its words can depend on the past only.
+# :::
+
+# %% tags=["remove-input"]
+from annotated_src.figures.model_map import ModelMap
+
+ModelMap("everything")
+
+# %% [markdown]
+# A **decoder** is a function. Ids of tokens go in at the top; at the bottom, after every
+# token, comes one score for each word of a vocabulary: how well that word would fit
+# *next*. Everything a language model does is this function, called again and again.
+#
+# :::{admonition} Predict before you run
+# :class: predict
+# A model with a vocabulary of 49152 reads "The capital of France is", which is five
+# tokens.
+#
+# - How many scores come out?
+# - You change *France* to *Japan*. After which of the five words do the scores change?
+#
+# Write both answers down.
+# :::
+#
+# **How to use this book.** *Reading?* Stay on this page: what stands under a cell was
+# printed by that cell, and a line with a tick ✓ is a claim that the machine has checked.
+# *Tinkering?* Download the notebook (button above), change a number, run it, see which
+# tick fails. *In class?* Each chapter ends in four exercises with times; solutions stay
+# shut until you open them. All you need is PyTorch and a little linear algebra.
+
+# %%
+import math
+from unittest.mock import patch
+
+import torch
+import transformers
+from torch.nn import functional as F
+
+import annotated_src
+from annotated_src import attention
+from annotated_src.checkpoint import load_model
+from annotated_src.figures import reading as figures
+from annotated_src.generate import generate
+from annotated_src.models.llama import Llama, LlamaConfig
+from annotated_src.sampling import greedy
+from annotated_src.show import confirm, show
+from annotated_src.tokenizer import TextTokenizer
+from annotated_src.weights import smollm2
+
+transformers.utils.logging.disable_progress_bar()
+_ = torch.set_grad_enabled(False)
+
+# %% [markdown]
+# ## Ids in, scores out
+#
+# The model of this book is real: SmolLM2-135M {cite:p}`allal2025`, a small Llama that
+# runs on a laptop. Loading it takes two lines, and {ref}`ch-llama` opens them up.
+
+# %%
+model = load_model(smollm2())
+tokenizer = TextTokenizer.from_pretrained(smollm2())
+
+text = "The capital of France is"
+ids = tokenizer.encode(text)
+for token in ids[0].tolist():
+    print(f"{token:6}  {tokenizer.decode([token])!r}")
+confirm("ids and text say the same", tokenizer.decode(ids[0]) == text)
+
+# %% [markdown]
+# A token is a piece of text that is frequent enough to have a number; the space belongs
+# to the word after it. Rare words are cut into several pieces, and any text survives the
+# round trip:
+
+# %%
+for sample in ("llama", "Llamas hum", "camelopardalis", "¿Qué? 你好 🦙"):
+    there = tokenizer.encode(sample)
+    pieces = [tokenizer.decode([token]) for token in there[0].tolist()]
+    confirm(
+        f"{sample}: {len(pieces)} tokens, and back",
+        tokenizer.decode(there[0]) == sample,
+    )
+
+# %% [markdown]
+# Now the function itself. One row of ids in, one row of **logits** per token out.
+
+# %%
+logits = model(ids)
+print("ids", tuple(ids.shape), "to logits", tuple(logits.shape))
+confirm("five times 49152 scores", logits.numel() == 5 * 49152 == 245_760)
+
+# %% [markdown]
+# Scores become probabilities by the *softmax*. Let $z_{tv}$ be the logit of word $v$
+# after token $t$. Then
+#
+# $$
+# p(v \mid x_1, \dots, x_t) = \frac{e^{z_{tv}}}{\sum_u e^{z_{tu}}}.
+# $$ (eq-reading-softmax)
+#
+# By hand, for a vocabulary of three words, with every number visible:
+
+# %%
+# Check eq-reading-softmax.
+three = torch.tensor([math.log(4), 0.0, math.log(3)], dtype=torch.float64)
+print(
+    "exp  ",
+    [round(z, 3) for z in three.exp().tolist()],
+    "sum",
+    round(three.exp().sum().item(), 3),
+)
+print("share", [round(p, 3) for p in (three.exp() / three.exp().sum()).tolist()])
+confirm(
+    "torch's softmax says 4/8, 1/8, 3/8",
+    torch.allclose(three.softmax(0), three.new_tensor([0.5, 0.125, 0.375])),
+)
+confirm(
+    "a number added to all logits changes nothing",
+    torch.allclose((three + 7).softmax(0), three.softmax(0)),
+)
+row = logits[0, -1].double()
+confirm(
+    "real logits: the formula is torch's softmax",
+    torch.allclose(row.exp() / row.exp().sum(), row.softmax(0)),
+)
+
+# %% mystnb={"image": {"alt": "Five panels, one for each word of The capital of France is. Each shows the five likeliest next tokens as bars. After capital, of has 71 percent; after of, the leads with 11 percent and France has 9; after France, is has 64; after is, Paris has 77 percent and London 1. The word that really came is amber. After The, the likeliest is a hyphen with 42 percent, and capital is not among the five."}, "figure": {"name": "fig-reading-guesses", "caption": "One call, five guesses: the likeliest words after each token of *The capital of France is Paris*. Amber is the word that came. A raised dot is a space, the bent arrow a line end."}} tags=["hide-input"]
+guesses = figures.guesses_data(model, tokenizer, text + " Paris")
+figures.draw_guesses(guesses)
+
+# %%
+best = guesses.probabilities[-1]
+confirm("the best guess after 'is' is Paris", guesses.guesses[-1][0] == "·Paris")
+confirm("with a probability of about three quarters", 0.74 < best[0] < 0.80)
+confirm("ten times that of any other word", best[0] > 10 * best[1])
+
+# %% [markdown]
+# {numref}`fig-reading-guesses` is the whole idea. Nobody asked a question, and nobody
+# gave the model a list of capitals. It has seen much text, and *Paris* is how such text
+# goes on. (We say *word* where *token* would be exact.)
+#
+# ## The parts
+#
+# Follow the map at the top downwards. Its shapes are written in nine letters, the same
+# in every file of the package.
+
+# %%
+show(annotated_src)
+
+# %% [markdown]
+# | Part | What it is for | Chapter |
+# |---|---|---|
+# | embedding | Gives each id a vector of $D$ numbers: row *id* of a table. | {ref}`ch-llama` |
+# | RMSNorm | Brings a vector to a known length before a part reads it. | {ref}`ch-norms` |
+# | q, k, v; scores, softmax | The only place where tokens meet. Each asks with a query, earlier ones answer with keys, and their values are averaged. | {ref}`ch-attention` |
+# | rotate | Turns queries and keys by position, so that attention knows how far apart two tokens are. | {ref}`ch-rope` |
+# | fewer k, v than q | Several query heads share one key and value head, which saves memory. | {ref}`ch-heads` |
+# | KV cache | Keeps keys and values of tokens already read, so that nothing is computed twice. | {ref}`ch-cache` |
+# | gate, silu, up, down | The feed-forward network: each token on its own, wide in the middle. Most parameters sit here. | {ref}`ch-activations` |
+# | the thick line and + | The residual stream: each part adds to the vector, none replaces it. | {ref}`ch-llama` |
+# | head | Compares the vector with each of the $V$ words: the logits. | {ref}`ch-llama` |
+#
+# What is inside the dashed frame happens $L = 30$ times. Do the real tensors have these
+# shapes? We read two texts of five tokens at once, and listen at the first block with
+# hooks (functions that torch calls with what leaves a module).
+
+# %%
+c = model.config
+sizes = {
+    "B": 2,
+    "T": 5,
+    "S": 5,
+    "N": c.num_heads,
+    "K": c.num_kv_heads,
+    "H": c.head_dim,
+    "D": c.embed_dim,
+    "F": c.ffn_dim,
+    "V": c.vocab_size,
+}
+expected = {
+    "embedding": "B T D",
+    "blocks.0.attention_norm": "B T D",
+    "queries": "B N T H",
+    "keys": "B K S H",
+    "values": "B K S H",
+    "attended": "B N T H",
+    "blocks.0.attention.out_proj": "B T D",
+    "blocks.0.ffn_norm": "B T D",
+    "blocks.0.ffn.gate_proj": "B T F",
+    "blocks.0.ffn.down_proj": "B T D",
+    "blocks.0": "B T D",
+    "norm": "B T D",
+    "logits": "B T V",
+}
+two = torch.cat([ids, tokenizer.encode("The capital of Japan is")])
+shapes, attend = {}, attention.attend
+
+
+def listen(name):
+    def hook(_module, _inputs, out):
+        shapes[name] = tuple(out.shape)
+
+    return hook
+
+
+def attend_and_tell(queries, keys, values, mask):
+    out = attend(queries, keys, values, mask)
+    shapes.update(
+        queries=tuple(queries.shape),
+        keys=tuple(keys.shape),
+        values=tuple(values.shape),
+        attended=tuple(out.shape),
+    )
+    return out
+
+
+modules = dict(model.named_modules())
+hooks = [modules[n].register_forward_hook(listen(n)) for n in expected if n in modules]
+with patch("annotated_src.attention.attend", attend_and_tell):
+    shapes["logits"] = tuple(model(two).shape)
+for hook in hooks:
+    hook.remove()
+
+print(*(f"{letter} = {size}" for letter, size in sizes.items()), sep=", ")
+for name, letters in expected.items():
+    print(f"{name:28} {letters:8} {shapes[name]}")
+    assert shapes[name] == tuple(sizes[letter] for letter in letters.split())
+confirm("every shape is what its letters say", len(shapes) == len(expected))
+
+# %% [markdown]
+# Nine query heads, but three key and value heads. And width $D$ everywhere between the
+# parts: that is what lets them be stacked.
+#
+# ## Only the past
+#
+# The second question. Swap one word at a time, and watch how far each guess moves.
+
+# %% mystnb={"image": {"alt": "A square of five rows, swaps of one word each, and five columns, the guesses after each word. All cells left of the diagonal are 0. On and right of it they are blue: swapping France for Japan moves 9 percent of the guess after that word and 90 percent of the guess after is, which becomes Tokyo. Swapping is for lies makes it in."}, "figure": {"name": "fig-reading-notice", "caption": "Who notices? Each row swaps one word; each number is the share of the probability that moves to other words. Left of the swap nothing moves, not by one bit."}} tags=["hide-input"]
+swaps = ["A", " animal", " in", " Japan", " lies"]
+notice = figures.notice_data(model, tokenizer, text, swaps)
+figures.draw_notice(notice)
+
+# %%
+changed = ids.clone()
+changed[0, -1] = tokenizer.encode(swaps[-1])[0, 0]
+confirm(
+    "another last word: the four rows before are equal, bit for bit",
+    torch.equal(model(changed)[0, :4], logits[0, :4]),
+)
+confirm("and the last is not", not torch.equal(model(changed)[0, 4], logits[0, 4]))
+confirm(
+    "below the diagonal every number is exactly zero",
+    (notice.moved.tril(-1) == 0).all(),
+)
+confirm("France to Japan moves Paris to Tokyo", notice.says[3] == "·Tokyo")
+
+# %% [markdown]
+# So the answer is: after *France*, a little, and after *is*, very much. This is
+# **causality**: row $t$ of the logits is a function of $x_1, \dots, x_t$ and of
+# nothing later. Attention's mask makes it so ({ref}`ch-attention`). It is why one call
+# can make five honest guesses: no guess has seen its answer.
+#
+# ## What a text is worth
+#
+# Guesses multiply to the probability of a whole text, given its first token:
+#
+# $$
+# p(x_2, \dots, x_T \mid x_1) = \prod_{t=2}^{T} p(x_t \mid x_1, \dots, x_{t-1}).
+# $$ (eq-reading-chain)
+#
+# That is the chain rule of probability, not an approximation. Because of causality one
+# call gives all the factors. The check is a complete one: a random decoder with a
+# vocabulary of five words, and *all* $5^3$ ways to go on from word 2.
+
+# %%
+# Check eq-reading-chain.
+torch.manual_seed(1)
+tiny = Llama(
+    LlamaConfig(5, 2, 12, 4, 2, 6, 10, 16, 1e-5, 1e4, tied_head=False)
+).double()
+ways = torch.cartesian_prod(torch.tensor([2]), *[torch.arange(5)] * 3)  # (125, 4)
+
+
+def log_probabilities(model, tokens):
+    """Of each token but the first, given those before it: one call. (B, T - 1)"""
+    guesses = model(tokens[:, :-1]).log_softmax(-1)
+    return guesses.gather(-1, tokens[:, 1:, None])[..., 0]
+
+
+worth = log_probabilities(tiny, ways).sum(-1).exp()
+print(len(worth), "texts, the likeliest of probability", f"{worth.max():.2g}")
+confirm(
+    "together they have probability 1", torch.allclose(worth.sum(), worth.new_tensor(1))
+)
+starts = worth.unflatten(0, (5, 25)).sum(-1)
+direct = tiny(ways[:1, :1])[0, 0].softmax(-1)
+confirm("texts that go on alike sum to that guess", torch.allclose(starts, direct))
+
+# %% [markdown]
+# Logarithms turn the product into a sum, which a computer can hold. Now the ladder that
+# every chapter climbs: plain loops = one call = `torch.nn` = the original model, which is
+# transformers' `LlamaForCausalLM` with the same weights.
+
+
+# %%
+def score_by_loops(tokens):
+    total = 0.0
+    for t in range(1, tokens.shape[1]):
+        scores = model(tokens[:, :t])[0, -1].tolist()  # a call for every prefix
+        chosen = scores[tokens[0, t]]
+        total += chosen - math.log(sum(math.exp(score) for score in scores))
+    return total
+
+
+def score(text):
+    return log_probabilities(model, tokenizer.encode(text)).sum().item()
+
+
+whole = tokenizer.encode(text + " Paris")
+looped, at_once = score_by_loops(whole), score(text + " Paris")
+nn = -F.cross_entropy(model(whole)[0, :-1], whole[0, 1:], reduction="sum").item()
+original = transformers.LlamaForCausalLM.from_pretrained(smollm2())
+theirs = -original(whole, labels=whole).loss.item() * (whole.shape[1] - 1)
+print(f"log-probability {at_once:.1f}")
+confirm("prefix by prefix = one call", abs(looped - at_once) < 1e-3)
+confirm("one call = minus torch's cross entropy", abs(nn - at_once) < 1e-3)
+confirm("one call = transformers, same weights", abs(theirs - at_once) < 1e-3)
+
+# %%
+for ending in (" Paris", " London", " banana"):
+    print(f"{text}{ending:8} {score(text + ending):4.0f}")
+
+# %% [markdown]
+# :::{admonition} Break it
+# :class: break-it
+# The classic mistake: an index off by one. Row $t$ is the guess for token $t + 1$. Read
+# it as the guess for token $t$, and nothing crashes.
+# :::
+
+
+# %%
+def wrong_score(text):
+    tokens = tokenizer.encode(text)
+    guesses = model(tokens).log_softmax(-1)
+    return guesses.gather(-1, tokens[..., None]).sum().item()
+
+
+sentence = text + " Paris"
+per_token = score(sentence) / 5, wrong_score(sentence) / 6
+print("log-probability per token: right {:.1f}, wrong {:.1f}".format(*per_token))
+confirm("hardly better than chance", per_token[1] < math.log(1 / 49152) + 2)
+shuffled = tokenizer.decode(whole[0, [0, 4, 2, 5, 1, 3]])
+print(f"the right score of {shuffled!r}: {score(shuffled):.1f}")
+
+# %% [markdown]
+# The symptom: a model that seems to know nothing, since a word hardly ever follows
+# itself. A right score tells order from disorder: shuffled, the sentence is worth
+# about $e^{19}$ times less.
+#
+# ## Writing
+#
+# To write, take the best guess, append it, and call again. Four lines:
+
+# %%
+written = ids
+for _ in range(5):
+    best = model(written)[:, -1].argmax(dim=-1)
+    written = torch.cat([written, best[:, None]], dim=1)
+print(repr(tokenizer.decode(written[0])))
+
+# %% [markdown]
+# Only the last row is used; the rows before it guess words that are already there. The
+# package's loop draws the same words without computing anything twice
+# ({ref}`ch-cache`), and asks a *sampler* to choose. This one is greedy.
+
+# %%
+show(generate, greedy)
+
+# %%
+mine = generate(model, ids, max_new_tokens=5)
+everything = torch.ones_like(ids)
+yours = original.generate(
+    ids, attention_mask=everything, max_new_tokens=5, do_sample=False, pad_token_id=2
+)
+confirm("four lines = generate", torch.equal(mine, written))
+confirm("generate = transformers' generate", torch.equal(mine, yours))
+
+
+def lead(tokens, start):
+    """By how much the best logit leads the second, at the narrowest step."""
+    best = model(tokens)[0, start - 1 : -1].topk(2).values
+    return (best[:, 0] - best[:, 1]).min()
+
+
+confirm("and no step was a near tie", lead(written, ids.shape[1]) > 0.1)
+del original
+
+# %% [markdown]
+# ## Asking
+#
+# So how does a thing that goes on with text answer questions? By going on with the text
+# of a conversation. SmolLM2 was trained further on chats written out in a fixed form, the
+# **chat template**:
+
+# %%
+question = "How many days are there in a week?"
+chat = tokenizer.chat([{"role": "user", "content": question}])
+print(tokenizer.tokenizer.decode(chat[0].tolist(), skip_special_tokens=False))
+
+# %% [markdown]
+# The text ends where the assistant's turn begins. What follows such text is an answer,
+# and after an answer follows the token that ends a turn, which tells us to stop.
+
+# %%
+answer = generate(model, chat, max_new_tokens=30, stop_ids=[tokenizer.eos_id])
+print(tokenizer.decode(answer[0, chat.shape[1] :]))
+confirm(
+    "it stopped by itself",
+    answer[0, -1] == tokenizer.eos_id and answer.shape[1] < chat.shape[1] + 30,
+)
+confirm("no step was a near tie", lead(answer, chat.shape[1]) > 0.1)
+
+# %% [markdown]
+# Approximately: it is a small model. Forget the template, and its answer is silence:
+
+# %%
+bare = tokenizer.encode(question)
+wrong_answer = generate(model, bare, max_new_tokens=30, stop_ids=[tokenizer.eos_id])
+print(repr(tokenizer.decode(wrong_answer[0, bare.shape[1] :])))
+confirm(
+    "the first word drawn ends the turn",
+    wrong_answer[0, bare.shape[1]] == tokenizer.eos_id,
+)
+confirm("clearly so", lead(wrong_answer, bare.shape[1]) > 0.5)
+
+# %% [markdown]
+# Nothing is broken. The question stands there like a user's turn that has ended, so the
+# best guess is the token that ends a turn.
+#
+# :::{admonition} Paper and code
+# :class: paper-code
+# The *decoder* of the Transformer paper {cite:p}`vaswani2017` has three parts a block:
+# self-attention, attention to an encoder, feed-forward. What is called a decoder today
+# has no encoder, and no part for one. And that paper puts a start token in front, so that
+# the first word is guessed, too. SmolLM2 gets none: $x_1$ is given, and
+# {eq}`eq-reading-chain` starts at 2.
+# :::
+
+# %%
+print(*(name for name, _ in model.blocks[0].named_children()), sep=", ")
+confirm(
+    "one attention, one feed-forward",
+    [name for name, _ in model.blocks[0].named_children()]
+    == ["attention_norm", "attention", "ffn_norm", "ffn"],
+)
+confirm("nothing is put in front of a text", tokenizer.decode(ids[0, :1]) == "The")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Implement (10 minutes).** A word of probability $p$ carries $-\log_2 p$ bits of
+# *surprise*. Write `surprise(text)`, a list of (word, bits) for all tokens but the first.
+# Check that the bits add up to `-score(text) / math.log(2)`. Which word of "The capital of
+# France is banana" surprises most?
+
+
+# %% tags=["hide-cell", "solution"]
+def surprise(text):
+    tokens = tokenizer.encode(text)
+    bits = -log_probabilities(model, tokens)[0] / math.log(2)
+    words = [tokenizer.decode([token]) for token in tokens[0, 1:].tolist()]
+    return list(zip(words, bits.tolist(), strict=True))
+
+
+found = surprise(text + " banana")
+for word, bits in found:
+    print(f"{word:10} {bits:3.0f} bits")
+total = sum(bits for _, bits in found)
+confirm("the bits add up", abs(total + score(text + " banana") / math.log(2)) < 1e-2)
+confirm("banana surprises most", max(found, key=lambda pair: pair[1])[0] == " banana")
+
+# %% [markdown]
+# **2. Implement (10 minutes).** Multiple choice tests for language models are marked by
+# score. Write `choose(prompt, endings)`, which returns the ending that makes the text most
+# probable. Check it on the opposite of hot, with the endings cold, warm and banana.
+
+
+# %% tags=["hide-cell", "solution"]
+def choose(prompt, endings):
+    return max(endings, key=lambda ending: score(prompt + ending))
+
+
+confirm(
+    "the opposite of hot is cold",
+    choose("The opposite of hot is", [" banana", " warm", " cold"]) == " cold",
+)
+confirm(
+    "the capital of France is Paris",
+    choose(text, [" banana", " London", " Paris"]) == " Paris",
+)
+
+# %% [markdown]
+# **3. Debug (5 minutes).** A colleague complains: "Whatever I ask, your model says a
+# hyphen." Here is the code. What is wrong, and why is the answer always the same?
+
+# %%
+for prompt in ("The capital of France is", "The opposite of hot is", "The end"):
+    wrong_logits = model(tokenizer.encode(prompt))[:, 0]
+    print(repr(tokenizer.decode(wrong_logits.argmax(-1))))
+
+# %% [markdown]
+# <details class="solution"><summary>Solution</summary>
+#
+# `[:, 0]` is the guess after the *first* token. It has seen *The* and nothing else
+# (causality), and all three prompts begin with *The*. The guess for what comes next is
+# the last row, `[:, -1]`.
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+firsts = [
+    model(tokenizer.encode(t))[0, 0] for t in ("The capital", "The opposite", "The end")
+]
+confirm(
+    "same first token, same first row", all(torch.equal(firsts[0], f) for f in firsts)
+)
+last = model(tokenizer.encode("The opposite of hot is"))[:, -1]
+confirm("the last row says cold", tokenizer.decode(last.argmax(-1)) == " cold")
+
+# %% [markdown]
+# **4. Explain (5 minutes).** SmolLM2 can read 8192 tokens at once. How much memory do the
+# logits of such a text take in float32? Which rows are needed to write the next word, and
+# who needs the others?
+#
+# <details class="solution"><summary>Solution</summary>
+#
+# $8192 \cdot 49152 \cdot 4$ bytes are 1.6 GB, three times the model. Writing needs the
+# last row alone. Scoring and training need them all: training makes the right word's
+# probability larger after *every* token, so one call on a text of $T$ tokens gives
+# $T - 1$ lessons. (The keys and values of the other tokens are needed in any case.)
+#
+# </details>
+
+# %% tags=["hide-cell", "solution"]
+taken = 8192 * c.vocab_size * 4
+held = sum(weight.nbytes for weight in model.parameters())
+print(f"{taken / 1e9:.1f} GB, {taken / held:.0f} times the model")
+
+# %% [markdown]
+# ## What to remember
+#
+# - Ids $(B, T)$ in, logits $(B, T, V)$ out: one guess of the next word after every token.
+# - Row $t$ depends on the tokens up to $t$. That is causality, and it is exact.
+# - The guesses multiply to the probability of the text; one call gives all factors.
+# - Writing is a loop: guess, append, again. Answering is writing in a chat's form.
+#
+# ## Where to read on
+#
+# - The parts, one chapter each, from the smallest: {ref}`ch-activations`.
+# - `annotated_src/__init__.py`: the order in which to read the package.
+# - transformers, `models/llama/modeling_llama.py`: `LlamaForCausalLM.forward`;
+#   `generation/utils.py`: `GenerationMixin._sample` is the loop that writes.
+# - {cite:t}`vaswani2017` for the first decoder, {cite:t}`touvron2023` for Llama.
