@@ -1,5 +1,6 @@
 """The rendered book: no warning, no broken link, nothing asked of the network."""
 
+import base64
 import json
 import re
 import subprocess
@@ -128,6 +129,18 @@ def test_the_readme_lists_every_chapter_by_its_title():
         title = re.search(r"^# # (.*)$", script.read_text("utf-8"), re.M)[1]
         link = script.relative_to(ROOT).with_suffix(".ipynb").as_posix()
         assert f"[{title}]({link})" in readme
+
+
+def test_the_cover_is_the_figure_of_the_last_chapter():
+    chapter = json.loads((ROOT / "notebooks/llama/08_llama.ipynb").read_text("utf-8"))
+    (cell,) = (
+        cell
+        for cell in chapter["cells"]
+        if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name")
+        == "fig-llama-lens"
+    )
+    drawn = base64.b64decode(cell["outputs"][0]["data"]["image/png"])
+    assert (ROOT / "book/_static/cover.png").read_bytes() == drawn
 
 
 def test_the_notation_table_has_the_real_model_s_sizes(smollm2_dir):
