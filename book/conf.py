@@ -37,7 +37,13 @@ exclude_patterns = ["_build", "**/*.py", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # nbval proves the outputs; the book only shows them
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = [
+    "dollarmath",
+    "amsmath",
+    "colon_fence",
+    "deflist",
+    "attrs_inline",
+]
 myst_heading_anchors = 3
 
 numfig = True

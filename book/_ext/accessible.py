@@ -7,7 +7,11 @@ from sphinx.application import Sphinx
 
 
 def mend_page(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document
+    app: Sphinx,
+    page: str,
+    template: str,
+    context: dict[str, Any],
+    doctree: nodes.document,
 ) -> None:
     """Give bibliography entries a role that may stand outside a bibliography list."""
     if body := context.get("body"):

@@ -1,0 +1,215 @@
+"""Shared by all tests: random checkpoints, a small GGUF file, the real model."""
+
+import functools
+import json
+import os
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, NamedTuple
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import gguf
+import jaxtyping
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+# From here on every signature of the package is checked when it is called.
+jaxtyping.install_import_hook("annotated_src", "beartype.beartype")
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+KV_HEADS = {"multi-head": 6, "grouped": 2, "multi-query": 1}
+F32 = gguf.GGMLQuantizationType.F32
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Checkpoint(NamedTuple):
+    path: Path
+    reference: LlamaForCausalLM  # as transformers has it
+    model: Any  # as load_model reads it
+
+
+class SmallGGUF(NamedTuple):
+    path: Path
+    reference: LlamaForCausalLM
+    tokenizer: Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the check of signatures off, to meet the errors that a user meets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory):
+    """A random sharded Llama, made by transformers; asked for again, the same one.
+
+    No size is a default, hardly two are equal, and no gain is one.
+    """
+    from annotated_src.checkpoint import load_model
+
+    @functools.cache
+    def make(num_kv_heads=2, tied=False, dtype=torch.float32):
+        reference = random_llama(
+            vocab_size=97,
+            hidden_size=48,
+            intermediate_size=80,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=num_kv_heads,
+            head_dim=10,  # not 48 / 6
+            max_position_embeddings=64,
+            rms_norm_eps=1e-2,
+            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+            tie_word_embeddings=tied,
+        ).to(dtype)
+        path = tmp_path_factory.mktemp("checkpoint")
+        reference.save_pretrained(path, max_shard_size="40KB")
+        assert len(list(path.glob("*.safetensors"))) > 2
+        return Checkpoint(path, reference, load_model(path, dtype))
+
+    return make
+
+
+@pytest.fixture(
+    scope="session",
+    params=[(kv, tied) for kv in KV_HEADS.values() for tied in (True, False)],
+    ids=[f"{kind}-{head}" for kind in KV_HEADS for head in ("tied", "untied")],
+)
+def checkpoint(request, make_checkpoint):
+    return make_checkpoint(*request.param)
+
+
+@pytest.fixture(scope="session")
+def make_gguf(tmp_path_factory):
+    """A random Llama in a GGUF file, as llama.cpp writes it, tokenizer included.
+
+    The reference in transformers has the weights as the quantization left them.
+    """
+
+    @functools.cache
+    def make(quantization=F32, tied=True):
+        tokenizer = small_tokenizer()
+        reference = random_llama(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            rms_norm_eps=1e-2,
+            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+            tie_word_embeddings=tied,
+        )
+        path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+        write_gguf(path, reference, tokenizer, quantization)
+        return SmallGGUF(path, reference, tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir():
+    """The real model; CI sets REQUIRE_WEIGHTS, so that its tests cannot go missing."""
+    from annotated_src.weights import WeightsError, smollm2
+
+    try:
+        return smollm2(fetch=False)
+    except WeightsError as error:
+        if os.environ.get("REQUIRE_WEIGHTS"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def random_llama(**sizes):
+    """A Llama of transformers, its weights large, so that mistakes show."""
+    with torch.random.fork_rng():  # a test draws the same numbers, whoever came first
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(LlamaConfig(initializer_range=0.2, **sizes)).eval()
+        for name, weight in model.state_dict().items():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+    return model
+
+
+def small_tokenizer():
+    """Byte-level BPE: three special tokens, 256 bytes, 60 merges, digits alone."""
+    tokenizer = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, in_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(SPECIAL) + 256 + 60,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([topics["for"], topics["while"]], trainer)
+    return tokenizer
+
+
+def write_gguf(path, reference, tokenizer, quantization):
+    c, writer = reference.config, gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    add_tokenizer(writer, tokenizer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
+    heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}
+    for name, weight in reference.state_dict().items():
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
+        kind = quantization if weight.ndim == 2 else F32
+        packed = gguf.quants.quantize(weight.numpy(), kind)
+        weight.copy_(torch.from_numpy(gguf.quants.dequantize(packed, kind)))
+        if (layer := name.split(".")[-2]) in heads:
+            # llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute
+            by_head = packed.reshape(heads[layer], 2, -1, packed.shape[-1])
+            packed = by_head.swapaxes(1, 2).reshape(packed.shape)
+        target = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(target, packed.copy(), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tokenizer(writer, tokenizer):
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([control if t in SPECIAL else normal for t in vocabulary])
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(CHAT_TEMPLATE)

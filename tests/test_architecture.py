@@ -1,0 +1,103 @@
+"""The package keeps its own rules: order of imports, sizes, docstrings."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "annotated_src"
+MAP = (PACKAGE / "__init__.py").read_text("utf-8")
+# A line of the map: four blanks, a module, at least two blanks, what it is.
+ORDER = re.findall(r"^    ([a-z_.0-9]+)  +\S", MAP, re.M)
+FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "__init__.py"]
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def place(name):
+    """Its line in the map; figures share one."""
+    return ORDER.index("figures" if name.split(".")[0] == "figures" else name)
+
+
+each = pytest.mark.parametrize("path", FILES, ids=name_of)
+each_but_figures = pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent.name != "figures"], ids=name_of
+)
+
+
+def imports_of(path):
+    """Yield the modules of the package that a file imports, even inside functions."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        else:
+            continue
+        for dotted in found:
+            parts = dotted.split(".")
+            if parts[0] != PACKAGE.name:
+                continue
+            while not PACKAGE.joinpath(*parts[1:]).with_suffix(".py").exists():
+                parts.pop()  # a name inside the module, or a folder
+            yield ".".join(parts[1:])
+
+
+def test_the_map_lists_every_module_once_and_figures_last():
+    names = {name_of(path) for path in FILES}
+    listed = {n for n in names if not n.startswith("figures.")} | {"figures"}
+    assert set(ORDER) == listed
+    assert len(ORDER) == len(listed)
+    assert ORDER[-1] == "figures"
+
+
+@each
+def test_imports_come_from_above(path):
+    name = name_of(path)
+    for imported in imports_of(path):
+        both_figures = name.startswith("figures.") and imported.startswith("figures.")
+        assert place(imported) < place(name) or both_figures, imported
+        assert not (name.startswith("models.") and imported.startswith("models."))
+
+
+def test_the_import_finder_finds():
+    found = set(imports_of(PACKAGE / "models" / "llama.py"))
+    assert {"attention", "rotary", "masks"} <= found
+    assert "models.llama" in set(imports_of(PACKAGE / "checkpoint.py"))
+
+
+@each
+def test_no_assert_and_no_print_but_of_confirm(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    confirm = [n for n in tree.body if getattr(n, "name", "") == "confirm"]
+    allowed = {node for function in confirm for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Assert), f"assert in line {node.lineno}"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+            assert node in allowed, f"print in line {node.lineno}"
+
+
+@each_but_figures
+def test_a_module_is_short(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 200
+
+
+@each
+def test_everything_public_has_a_docstring(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = [n for n in tree.body if isinstance(n, kinds) and n.name[0] != "_"]
+    for node in (tree, *public):
+        assert ast.get_docstring(node), getattr(node, "name", "the module")
+
+
+@each_but_figures
+def test_a_function_fits_on_a_page(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 40, f"{node.name}: {lines} lines"
