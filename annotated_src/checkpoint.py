@@ -84,8 +84,8 @@ def shard_paths(directory: Path) -> list[Path]:
     names = [SINGLE]
     if index.exists():
         shards = read_json(index).get("weight_map")
-        if not shards:
-            raise CheckpointError(f"{index}: no weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index}: weight_map is {shards!r}, not an object")
         names = sorted(set(shards.values()))
     absent = [name for name in names if not (directory / name).exists()]
     if absent:

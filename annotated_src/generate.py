@@ -85,7 +85,7 @@ def _decode(
         logits = model(step, cache)[:, -1]
         last = torch.where(ended, last, sampler(logits))
         yield last
-        ended = ended | torch.isin(last, stops)
+        ended = torch.isin(last, stops)  # a row that had ended repeats its stop id
         if ended.all():
             return
         step = last[:, None]

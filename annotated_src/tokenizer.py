@@ -53,7 +53,10 @@ class TextTokenizer:
         )
 
     def encode(self, text: str) -> Int[Tensor, "1 T"]:
-        """Turn text into one row of ids; nothing is added in front or behind."""
+        """Turn text into one row of ids; nothing is added in front or behind.
+
+        A byte that the vocabulary lacks is dropped (SmolLM2's lacks some controls).
+        """
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return torch.tensor([ids], dtype=torch.long)
 

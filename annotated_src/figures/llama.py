@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from annotated_src.figures.reading import token_label
 from annotated_src.figures.style import (
     AMBER,
     BLUE,
@@ -140,14 +141,6 @@ def lens_data(
         tuple(tuple(token_label(tokenizer, int(i)) for i in row) for row in best),
         (logits > chosen).sum(-1) + 1,
     )
-
-
-def token_label(tokenizer: TextTokenizer, token: int) -> str:
-    """Write a token so that its spaces and line ends can be seen."""
-    text = tokenizer.tokenizer.decode([token], skip_special_tokens=False)
-    for invisible, mark in ((" ", "·"), ("\n", "↵"), ("\xa0", "nbsp")):
-        text = text.replace(invisible, mark)
-    return text
 
 
 FIRST = "#004470"
@@ -281,11 +274,11 @@ def draw_votes(data: VotesData) -> BookFigure:
     ax.bar([i - 0.21 for i in blocks], attention.tolist(), width=0.42, color=AMBER)
     ax.bar([i + 0.21 for i in blocks], ffn.tolist(), width=0.42, color=BLUE)
     top = int(attention.argmax())
-    words = f"attention, block {top + 1}  "
-    ax.text(top + 0.6, float(attention[top]), words, ha="right", va="top")
+    words = f"attention, block {top + 1}"
+    ax.text(top + 0.3, float(attention[top]), words, ha="right", va="top")
     top = int(ffn.argmax())
     at = (top + 1.5, float(ffn[top]) + 0.1)
-    words = f"feed-forward, {top + 1}"
+    words = f"feed-forward,\nblock {top + 1}"  # two lines, to clear the bars before it
     ax.text(*at, words, ha="right", va="bottom", color=BLUE)
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set(xlabel="block", ylabel="added to the score", xlim=(0.2, len(blocks) + 0.8))

@@ -22,10 +22,12 @@ class GuessesData(NamedTuple):
     probabilities: Float[Tensor, "tokens best"]
 
 
-def word_of(tokenizer: TextTokenizer, token: int) -> str:
+def token_label(tokenizer: TextTokenizer, token: int) -> str:
     """Write a token so that its spaces and line ends can be seen."""
     text = tokenizer.tokenizer.decode([token], skip_special_tokens=False)
-    return text.replace(" ", "·").replace("\n", "↵")
+    for invisible, mark in ((" ", "·"), ("\n", "↵"), ("\xa0", "nbsp")):
+        text = text.replace(invisible, mark)
+    return text
 
 
 def guesses_data(
@@ -36,8 +38,10 @@ def guesses_data(
     with torch.no_grad():
         top = model(tokens)[0, :-1].softmax(-1).topk(best)
     return GuessesData(
-        tuple(word_of(tokenizer, int(i)) for i in tokens[0]),
-        tuple(tuple(word_of(tokenizer, int(i)) for i in row) for row in top.indices),
+        tuple(token_label(tokenizer, int(i)) for i in tokens[0]),
+        tuple(
+            tuple(token_label(tokenizer, int(i)) for i in row) for row in top.indices
+        ),
         top.values,
     )
 
@@ -92,10 +96,10 @@ def notice_data(
         before = model(tokens).softmax(-1)
         after = torch.cat([model(row[None]) for row in batch]).softmax(-1)
     return NoticeData(
-        tuple(word_of(tokenizer, int(i)) for i in tokens[0]),
-        tuple(word_of(tokenizer, int(other)) for other in others),
+        tuple(token_label(tokenizer, int(i)) for i in tokens[0]),
+        tuple(token_label(tokenizer, int(other)) for other in others),
         (after - before).abs().sum(-1) / 2,
-        tuple(word_of(tokenizer, int(i)) for i in after[:, -1].argmax(-1)),
+        tuple(token_label(tokenizer, int(i)) for i in after[:, -1].argmax(-1)),
     )
 
 

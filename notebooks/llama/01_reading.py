@@ -29,9 +29,16 @@ from annotated_src.figures.model_map import ModelMap
 ModelMap("everything")
 
 # %% [markdown]
-# A **decoder** is a function. Ids of tokens go in at the top; at the bottom, after every
-# token, comes one score for each word of a vocabulary: how well that word would fit
-# *next*. Everything a language model does is this function, called again and again.
+# Type *The capital of France is*, and a language model goes on: *Paris*. What is computed
+# in between is no secret. It is a few hundred lines of Python, and by the end of this
+# book you will have read them all. This first chapter walks once around the machine.
+#
+# The machine is a **decoder**, and a decoder is a function. A text is cut into
+# **tokens**: words and pieces of words. All the tokens that a model knows are its
+# **vocabulary**, and a token's number in that list is its **id**. Ids go in at the top of
+# the map; at the bottom, after every token, comes one score for each entry of the
+# vocabulary: how well it would fit *next*. Everything a language model does is this
+# function, called again and again. (What the boxes do is told below, under *The parts*.)
 #
 # :::{admonition} Predict before you run
 # :class: predict
@@ -44,11 +51,19 @@ ModelMap("everything")
 # Write both answers down.
 # :::
 #
-# **How to use this book.** *Reading?* Stay on this page: what stands under a cell was
-# printed by that cell, and a line with a tick ✓ is a claim that the machine has checked.
-# *Tinkering?* Download the notebook (button above), change a number, run it, see which
-# tick fails. *In class?* Each chapter ends in four exercises with times; solutions stay
-# shut until you open them. All you need is PyTorch and a little linear algebra.
+# **How to use this book.**
+#
+# - *Reading?* Stay on this page: what stands under a cell was printed by that cell, and a
+#   line with a tick ✓ is a claim that the machine has checked. `make book` renders these
+#   pages into `.build/html`; open `index.html` there, from disk, without a network.
+# - *Tinkering?* In the project's folder, `make lab` installs what is needed and opens the
+#   chapters in JupyterLab. Pick one, change a number, run it, see which tick fails. The
+#   first run fetches the model (93 MB); a laptop without a graphics card will do.
+# - *In class?* Each chapter ends in exercises with times; solutions stay shut until you
+#   open them.
+#
+# You should have met Python, a little PyTorch, and vectors and matrices. The rest is
+# explained where it comes up.
 
 # %%
 import math
@@ -70,13 +85,15 @@ from annotated_src.tokenizer import TextTokenizer
 from annotated_src.weights import smollm2
 
 transformers.utils.logging.disable_progress_bar()
-_ = torch.set_grad_enabled(False)
+_ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
 # ## Ids in, scores out
 #
-# The model of this book is real: SmolLM2-135M {cite:p}`allal2025`, a small Llama that
-# runs on a laptop. Loading it takes two lines, and {ref}`ch-llama` opens them up.
+# The model of this book is real: SmolLM2-135M-Instruct {cite:p}`allal2025`, 135 million
+# trained numbers, built like Meta's Llama models and small enough for a laptop. Loading
+# it and its **tokenizer**, which turns text into ids and back, takes two lines;
+# {ref}`ch-llama` opens up the first of them.
 
 # %%
 model = load_model(smollm2())
@@ -89,9 +106,9 @@ for token in ids[0].tolist():
 confirm("ids and text say the same", tokenizer.decode(ids[0]) == text)
 
 # %% [markdown]
-# A token is a piece of text that is frequent enough to have a number; the space belongs
-# to the word after it. Rare words are cut into several pieces, and any text survives the
-# round trip:
+# On the left the id, on the right its piece of text. A piece that is frequent enough has
+# an id of its own; the space belongs to the word after it. Rare words are cut into several
+# pieces, rare characters into their bytes, and the way back gives the same text:
 
 # %%
 for sample in ("llama", "Llamas hum", "camelopardalis", "¿Qué? 你好 🦙"):
@@ -103,7 +120,9 @@ for sample in ("llama", "Llamas hum", "camelopardalis", "¿Qué? 你好 🦙"):
     )
 
 # %% [markdown]
-# Now the function itself. One row of ids in, one row of **logits** per token out.
+# Now the function itself. One row of ids goes in. Out comes, for each token, a row of
+# scores, called **logits**: any real numbers, larger for words that fit better. (From here
+# on we say *word* where *token* would be exact.)
 
 # %%
 logits = model(ids)
@@ -111,8 +130,9 @@ print("ids", tuple(ids.shape), "to logits", tuple(logits.shape))
 confirm("five times 49152 scores", logits.numel() == 5 * 49152 == 245_760)
 
 # %% [markdown]
-# Scores become probabilities by the *softmax*. Let $z_{tv}$ be the logit of word $v$
-# after token $t$. Then
+# Scores become probabilities by the *softmax*: exponentials make them positive, and a
+# division makes them sum to one. Let $z_{tv}$ be the logit of word $v$ after token $t$,
+# and $x_1, \dots, x_t$ the tokens read so far. Then
 #
 # $$
 # p(v \mid x_1, \dots, x_t) = \frac{e^{z_{tv}}}{\sum_u e^{z_{tu}}}.
@@ -157,21 +177,24 @@ confirm("ten times that of any other word", best[0] > 10 * best[1])
 # %% [markdown]
 # {numref}`fig-reading-guesses` is the whole idea. Nobody asked a question, and nobody
 # gave the model a list of capitals. It has seen much text, and *Paris* is how such text
-# goes on. (We say *word* where *token* would be exact.)
+# goes on.
 #
 # ## The parts
 #
-# Follow the map at the top downwards. Its shapes are written in nine letters, the same
-# in every file of the package.
+# What happens between ids and logits? Follow the map at the top downwards. Its shapes are
+# written in nine letters, the same in every file of the package `annotated_src`, which
+# holds all the code of this book. Here is its table of contents:
 
 # %%
 show(annotated_src)
 
 # %% [markdown]
+# Do not learn this table by heart; it says which chapter answers which question.
+#
 # | Part | What it is for | Chapter |
 # |---|---|---|
 # | embedding | Gives each id a vector of $D$ numbers: row *id* of a table. | {ref}`ch-llama` |
-# | RMSNorm | Brings a vector to a known length before a part reads it. | {ref}`ch-norms` |
+# | RMSNorm | Brings a vector to a known size before a part reads it. | {ref}`ch-norms` |
 # | q, k, v; scores, softmax | The only place where tokens meet. Each asks with a query, earlier ones answer with keys, and their values are averaged. | {ref}`ch-attention` |
 # | rotate | Turns queries and keys by position, so that attention knows how far apart two tokens are. | {ref}`ch-rope` |
 # | fewer k, v than q | Several query heads share one key and value head, which saves memory. | {ref}`ch-heads` |
@@ -180,9 +203,10 @@ show(annotated_src)
 # | the thick line and + | The residual stream: each part adds to the vector, none replaces it. | {ref}`ch-llama` |
 # | head | Compares the vector with each of the $V$ words: the logits. | {ref}`ch-llama` |
 #
-# What is inside the dashed frame happens $L = 30$ times. Do the real tensors have these
-# shapes? We read two texts of five tokens at once, and listen at the first block with
-# hooks (functions that torch calls with what leaves a module).
+# What is inside the dashed frame is called a **block**. It happens $L = 30$ times, each
+# time with other weights (the trained numbers). Do the real tensors have the shapes of
+# the map? We read two texts of five tokens at once, a *batch*, and listen at the first
+# block with hooks: functions that torch calls with what leaves a module.
 
 # %%
 c = model.config
@@ -197,7 +221,7 @@ sizes = {
     "F": c.ffn_dim,
     "V": c.vocab_size,
 }
-expected = {
+expected = {  # what the map says; names with a dot are modules of the model
     "embedding": "B T D",
     "blocks.0.attention_norm": "B T D",
     "queries": "B N T H",
@@ -234,6 +258,7 @@ def attend_and_tell(queries, keys, values, mask):
     return out
 
 
+# Hooks hear modules. Inside attention we listen by a patch: a function that stands in.
 modules = dict(model.named_modules())
 hooks = [modules[n].register_forward_hook(listen(n)) for n in expected if n in modules]
 with patch("annotated_src.attention.attend", attend_and_tell):
@@ -244,8 +269,11 @@ for hook in hooks:
 print(*(f"{letter} = {size}" for letter, size in sizes.items()), sep=", ")
 for name, letters in expected.items():
     print(f"{name:28} {letters:8} {shapes[name]}")
-    assert shapes[name] == tuple(sizes[letter] for letter in letters.split())
-confirm("every shape is what its letters say", len(shapes) == len(expected))
+mapped = {
+    name: tuple(sizes[letter] for letter in letters.split())
+    for name, letters in expected.items()
+}
+confirm("every shape is what its letters say", shapes == mapped)
 
 # %% [markdown]
 # Nine query heads, but three key and value heads. And width $D$ everywhere between the
@@ -253,7 +281,9 @@ confirm("every shape is what its letters say", len(shapes) == len(expected))
 #
 # ## Only the past
 #
-# The second question. Swap one word at a time, and watch how far each guess moves.
+# The second question: which scores can a word change? Swap one word at a time, and watch
+# how far each guess moves: 0 % if it stays the same, 100 % if all its probability goes to
+# other words.
 
 # %% mystnb={"image": {"alt": "A square of five rows, swaps of one word each, and five columns, the guesses after each word. All cells left of the diagonal are 0. On and right of it they are blue: swapping France for Japan moves 9 percent of the guess after that word and 90 percent of the guess after is, which becomes Tokyo. Swapping is for lies makes it in."}, "figure": {"name": "fig-reading-notice", "caption": "Who notices? Each row swaps one word; each number is the share of the probability that moves to other words. Left of the swap nothing moves, not by one bit."}} tags=["hide-input"]
 swaps = ["A", " animal", " in", " Japan", " lies"]
@@ -282,21 +312,23 @@ confirm("France to Japan moves Paris to Tokyo", notice.says[3] == "·Tokyo")
 #
 # ## What a text is worth
 #
-# Guesses multiply to the probability of a whole text, given its first token:
+# How probable does the model find a whole text? Given its first token, take the
+# probability of the second, times that of the third given the first two, and so on:
 #
 # $$
 # p(x_2, \dots, x_T \mid x_1) = \prod_{t=2}^{T} p(x_t \mid x_1, \dots, x_{t-1}).
 # $$ (eq-reading-chain)
 #
 # That is the chain rule of probability, not an approximation. Because of causality one
-# call gives all the factors. The check is a complete one: a random decoder with a
-# vocabulary of five words, and *all* $5^3$ ways to go on from word 2.
+# call gives all the factors. The check is a complete one: a tiny decoder with random
+# weights and a vocabulary of five words, and *all* $5^3 = 125$ ways to go on from word 2.
+# If no guess has peeked at its answer, the 125 products sum to one.
 
 # %%
 # Check eq-reading-chain.
 torch.manual_seed(1)
 tiny = Llama(
-    LlamaConfig(5, 2, 12, 4, 2, 6, 10, 16, 1e-5, 1e4, tied_head=False)
+    LlamaConfig(5, 2, 12, 4, 2, 6, 10, 16, 1e-5, 1e4, tied_head=False)  # V = 5
 ).double()
 ways = torch.cartesian_prod(torch.tensor([2]), *[torch.arange(5)] * 3)  # (125, 4)
 
@@ -314,12 +346,17 @@ confirm(
 )
 starts = worth.unflatten(0, (5, 25)).sum(-1)
 direct = tiny(ways[:1, :1])[0, 0].softmax(-1)
-confirm("texts that go on alike sum to that guess", torch.allclose(starts, direct))
+confirm(
+    "the 25 texts with one second word sum to that word's probability",
+    torch.allclose(starts, direct),
+)
 
 # %% [markdown]
-# Logarithms turn the product into a sum, which a computer can hold. Now the ladder that
-# every chapter climbs: plain loops = one call = `torch.nn` = the original model, which is
-# transformers' `LlamaForCausalLM` with the same weights.
+# A product of many small numbers soon is too small for a computer, so we add logarithms
+# instead. Now the ladder that every chapter climbs, with the same number on each rung:
+# plain loops, the package, torch's own function (*cross entropy*, the quantity that
+# training lowers, is minus this sum), and the original: `LlamaForCausalLM` of Hugging
+# Face's library transformers, with the same weights.
 
 
 # %%
@@ -346,6 +383,9 @@ confirm("prefix by prefix = one call", abs(looped - at_once) < 1e-3)
 confirm("one call = minus torch's cross entropy", abs(nn - at_once) < 1e-3)
 confirm("one call = transformers, same weights", abs(theirs - at_once) < 1e-3)
 
+# %% [markdown]
+# So texts can be compared. The higher the score (the nearer to 0), the likelier the text:
+
 # %%
 for ending in (" Paris", " London", " banana"):
     print(f"{text}{ending:8} {score(text + ending):4.0f}")
@@ -354,7 +394,7 @@ for ending in (" Paris", " London", " banana"):
 # :::{admonition} Break it
 # :class: break-it
 # The classic mistake: an index off by one. Row $t$ is the guess for token $t + 1$. Read
-# it as the guess for token $t$, and nothing crashes.
+# it as the guess for token $t$, which the model has just seen, and nothing crashes.
 # :::
 
 
@@ -390,8 +430,9 @@ print(repr(tokenizer.decode(written[0])))
 
 # %% [markdown]
 # Only the last row is used; the rows before it guess words that are already there. The
-# package's loop draws the same words without computing anything twice
-# ({ref}`ch-cache`), and asks a *sampler* to choose. This one is greedy.
+# package's {py:func}`annotated_src.generate.generate` writes the same words without
+# computing anything twice ({ref}`ch-cache`), and leaves the choice to a *sampler*. Here
+# the sampler is *greedy*: it always takes the best word.
 
 # %%
 show(generate, greedy)
@@ -407,7 +448,7 @@ confirm("generate = transformers' generate", torch.equal(mine, yours))
 
 
 def lead(tokens, start):
-    """By how much the best logit leads the second, at the narrowest step."""
+    """By how much the best logit leads the second, where that is least."""
     best = model(tokens)[0, start - 1 : -1].topk(2).values
     return (best[:, 0] - best[:, 1]).min()
 
@@ -416,11 +457,15 @@ confirm("and no step was a near tie", lead(written, ids.shape[1]) > 0.1)
 del original
 
 # %% [markdown]
+# The last line is a matter of honesty: where two words are all but equally good, the last
+# digit of a sum may decide, and another computer may write another word.
+#
 # ## Asking
 #
 # So how does a thing that goes on with text answer questions? By going on with the text
-# of a conversation. SmolLM2 was trained further on chats written out in a fixed form, the
-# **chat template**:
+# of a conversation. *Instruct* in a model's name says that it was trained further on
+# such texts. They are written in a fixed form, the **chat template**, with special tokens
+# at the start and the end of each turn:
 
 # %%
 question = "How many days are there in a week?"
@@ -441,7 +486,7 @@ confirm(
 confirm("no step was a near tie", lead(answer, chat.shape[1]) > 0.1)
 
 # %% [markdown]
-# Approximately: it is a small model. Forget the template, and its answer is silence:
+# "Approximately": it is a small model. Forget the template, and its answer is silence:
 
 # %%
 bare = tokenizer.encode(question)
@@ -454,16 +499,16 @@ confirm(
 confirm("clearly so", lead(wrong_answer, bare.shape[1]) > 0.5)
 
 # %% [markdown]
-# Nothing is broken. The question stands there like a user's turn that has ended, so the
-# best guess is the token that ends a turn.
+# Nothing is broken. The question stands there like a user's turn that is complete, and
+# the best guess is the token that ends a turn.
 #
 # :::{admonition} Paper and code
 # :class: paper-code
 # The *decoder* of the Transformer paper {cite:p}`vaswani2017` has three parts a block:
 # self-attention, attention to an encoder, feed-forward. What is called a decoder today
-# has no encoder, and no part for one. And that paper puts a start token in front, so that
-# the first word is guessed, too. SmolLM2 gets none: $x_1$ is given, and
-# {eq}`eq-reading-chain` starts at 2.
+# has no encoder, and no part for one. And that paper's decoder reads its text shifted by
+# one place, so that the first word is guessed, too. Here nothing stands in front of the
+# text: $x_1$ is given, and {eq}`eq-reading-chain` starts at 2.
 # :::
 
 # %%
@@ -473,18 +518,21 @@ confirm(
     [name for name, _ in model.blocks[0].named_children()]
     == ["attention_norm", "attention", "ffn_norm", "ffn"],
 )
-confirm("nothing is put in front of a text", tokenizer.decode(ids[0, :1]) == "The")
+confirm(
+    "nothing is put in front of a text, not even a special token",
+    tokenizer.tokenizer.decode(ids[0, :1].tolist(), skip_special_tokens=False) == "The",
+)
 
 # %% [markdown]
 # ## Exercises
 #
 # **1. Implement (10 minutes).** A word of probability $p$ carries $-\log_2 p$ bits of
 # *surprise*. Write `surprise(text)`, a list of (word, bits) for all tokens but the first.
-# Check that the bits add up to `-score(text) / math.log(2)`. Which word of "The capital of
-# France is banana" surprises most?
+# Check that the bits add up to `-score(text) / math.log(2)`; `log_probabilities` above is a
+# help. Which word of "The capital of France is banana" surprises most?
 
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 def surprise(text):
     tokens = tokenizer.encode(text)
     bits = -log_probabilities(model, tokens)[0] / math.log(2)
@@ -505,7 +553,7 @@ confirm("banana surprises most", max(found, key=lambda pair: pair[1])[0] == " ba
 # probable. Check it on the opposite of hot, with the endings cold, warm and banana.
 
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 def choose(prompt, endings):
     return max(endings, key=lambda ending: score(prompt + ending))
 
@@ -537,7 +585,7 @@ for prompt in ("The capital of France is", "The opposite of hot is", "The end"):
 #
 # </details>
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 firsts = [
     model(tokenizer.encode(t))[0, 0] for t in ("The capital", "The opposite", "The end")
 ]
@@ -561,7 +609,7 @@ confirm("the last row says cold", tokenizer.decode(last.argmax(-1)) == " cold")
 #
 # </details>
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 taken = 8192 * c.vocab_size * 4
 held = sum(weight.nbytes for weight in model.parameters())
 print(f"{taken / 1e9:.1f} GB, {taken / held:.0f} times the model")

@@ -18,7 +18,7 @@
 #
 # :::{admonition} In this chapter
 # :class: at-a-glance
-# **60 minutes · medium.** Afterwards you can write a Llama from its parts, count its
+# **60 minutes · moderate.** Afterwards you can write a Llama from its parts, count its
 # parameters on paper, load a checkpoint so that nothing can go missing, prove layer by
 # layer that your model is the original, and watch a real one make up its mind.
 # :::
@@ -67,14 +67,14 @@ from annotated_src.tokenizer import TextTokenizer
 from annotated_src.weights import smollm2
 
 transformers.utils.logging.disable_progress_bar()
-_ = torch.set_grad_enabled(False)
+_ = torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
 # ## The whole model as loops
 #
 # Every part has had its chapter. Before we look at how the package joins them, here is
-# a complete Llama that uses nothing of the package: a dictionary of weights, numbers
-# one at a time, no batch. Four helpers come first, one for each chapter they sum up.
+# a complete Llama that uses nothing of the package: a dictionary of weights, no batch, one
+# token and one head at a time. Four helpers come first, each the sum of a chapter.
 
 
 # %%
@@ -102,16 +102,21 @@ def gated(x, gate, up, down):  # the feed-forward network
     return down @ (opened * torch.sigmoid(opened) * (up @ x))
 
 
+# %% [markdown]
+# And the model itself. `w` holds the weights by name, `c` the sizes; `stream` is a list of
+# vectors, one a token, which each block replaces by new ones.
+
+
 # %%
 def llama_by_loops(ids, w, c):
     stream = [w["embedding.weight"][i] for i in ids]
     for layer in range(c.num_layers):
-        part = {
+        part = {  # this block's weights, by short names: "ffn.up_proj"
             name.split(".", 2)[2].removesuffix(".weight"): weight
             for name, weight in w.items()
             if name.startswith(f"blocks.{layer}.")
         }
-        keys, values = [], []
+        keys, values = [], []  # of the tokens so far
         for t, x in enumerate(stream):
             normed = rms_norm(x, part["attention_norm"], c.norm_eps)
             queries = (part["attention.q_proj"] @ normed).split(c.head_dim)
@@ -139,10 +144,12 @@ def llama_by_loops(ids, w, c):
 
 
 # %% [markdown]
-# That is all there is. Causality needs no mask here: token $t$ is computed when only the keys
-# and values up to $t$ exist. Now the same weights in the package's
+# That is all there is. Causality needs no mask here: token $t$ is computed when only the
+# keys and values up to $t$ exist. Now the same weights in the package's
 # {py:class}`annotated_src.models.llama.Llama`, with sizes on which mistakes cannot
-# hide: $N H \ne D$, three query heads to a key/value head, gains that are not one.
+# hide: $N H \ne D$, three query heads to a key/value head, gains that are not one. (The
+# package forms angles, norms and softmax in float32 even in a float64 model; hence the
+# bound.)
 
 
 # %%
@@ -184,14 +191,18 @@ confirm(
 # %% [markdown]
 # ## Block, stack, ends
 #
-# The loops in three lines. Write $x^{(l)}_t$ for the vector of token $t$ that enters
-# block $l$. A block adds to it twice. $A$ is attention, which reads all tokens up to
-# $t$; $F$ is the feed-forward network, which reads one.
+# Now the loops in three lines. Write $x^{(l)}_t$ for the vector of token $t$ that enters
+# block $l$, and $x^{(l)}$ for all of them. A block adds to them twice: first attention,
+# which reads all tokens up to $t$, then the feed-forward network, which reads token $t$
+# alone.
 #
 # $$
-# h^{(l)} = x^{(l)} + A^{(l)}\bigl(\operatorname{norm}(x^{(l)})\bigr), \qquad
-# x^{(l+1)} = h^{(l)} + F^{(l)}\bigl(\operatorname{norm}(h^{(l)})\bigr).
+# h^{(l)} = x^{(l)} + \operatorname{attn}^{(l)}\bigl(\operatorname{norm}(x^{(l)})\bigr),
+# \qquad
+# x^{(l+1)} = h^{(l)} + \operatorname{ffn}^{(l)}\bigl(\operatorname{norm}(h^{(l)})\bigr).
 # $$ (eq-llama-block)
+#
+# (Each norm has a gain of its own.)
 #
 # The ends turn ids into vectors, and vectors into scores. $E$ is the embedding table
 # of shape $(V, D)$. The head $W$ has the same shape; in a *tied* model it is the same
@@ -213,6 +224,10 @@ confirm(
 # $l$. This sum is called the **residual stream** {cite:p}`elhage2021`: a vector of
 # width $D$ per token, running from the embedding to the head, from which every part
 # reads and to which every part writes.
+#
+# To check all three, record what leaves every part of the small model. A *hook* is a
+# function that torch calls with a module's output; `places` lists the modules to hook,
+# under names that will serve for the original model, too.
 
 
 # %%
@@ -254,7 +269,7 @@ parts = ("embedding", ".attention_norm", ".attention", ".ffn_norm", ".ffn", "nor
 OURS = {part: part for part in parts} | {"": "", "blocks": "blocks.{}"}
 seen = record(model, places(small, OURS), tokens)
 
-x = seen["embedding"]
+x = seen["embedding"]  # add up by hand what the parts put out
 for layer in range(small.num_layers):
     h = x + seen[f"blocks.{layer}.attention"]
     x = h + seen[f"blocks.{layer}.ffn"]
@@ -276,6 +291,7 @@ confirm(
 # %% [markdown]
 # ## The annotated source
 #
+# The package writes the same equations down, once, with a batch and a cache.
 # {py:class}`annotated_src.models.llama.LlamaConfig` holds sizes, and decides nothing.
 # {py:class}`annotated_src.models.llama.LlamaBlock` is {eq}`eq-llama-block`.
 
@@ -293,7 +309,7 @@ show(Llama)
 # ## Counting the parameters
 #
 # Every number that a Llama has learnt sits in one of twelve kinds of tensor. Here are all
-# of them for sizes small enough to count with a finger: $V = 5$, one block, $D = 4$,
+# twelve for sizes small enough to count with a finger: $V = 5$, one block, $D = 4$,
 # $N = 2$, $K = 1$, $H = 2$, $F = 3$.
 
 # %%
@@ -359,15 +375,16 @@ for name in ("SmolLM2-135M", "Llama-2-70B"):
     print(f"{name}: one matrix of V x D is {one / count(sizes[name]):.1%} of the whole")
 
 # %% [markdown]
-# The vocabulary's cost grows with $D$, a block's with $D^2$. So a small model spends on
+# For a given vocabulary the embedding grows with $D$, a block with $D^2$. So a small model spends on
 # words what a large one spends on layers ({numref}`fig-llama-parameters`), which is why
 # SmolLM2 ties its head; Llama-2-70B has two matrices and does not feel it.
 #
 # ## Loading, strictly
 #
 # A checkpoint is a folder: `config.json` with the sizes, and tensors with names, often
-# cut into several files (*shards*) and an index. transformers is our oracle: it makes a
-# small Llama with random weights, and saves it in shards.
+# cut into several files (*shards*) and an index that says which tensor is where. Hugging
+# Face's library transformers is the original to compare with: it makes a small Llama with
+# random weights, and saves it in shards.
 
 # %%
 torch.manual_seed(9)
@@ -398,14 +415,15 @@ confirm("the weights lie in several files", len(shard_paths(folder)) > 1)
 
 # %% [markdown]
 # {py:func}`annotated_src.checkpoint.load_model` builds the model on the meta device,
-# reads tensor by tensor, translates the names with a table, and puts all tensors in, or
-# none.
+# reads tensor by tensor, translates the names with a table (`HF_NAMES`), and puts all
+# tensors in, or none.
 
 # %%
 show(load_model, assign_strictly)
 
 # %% [markdown]
-# What does strictness buy? Spoil a copy of the checkpoint in three ways.
+# What does strictness buy? Spoil a copy of the checkpoint in three ways: a tensor is gone,
+# one is too short, one belongs to a layer that this model does not have.
 
 # %%
 from safetensors.torch import save_file
@@ -505,8 +523,9 @@ confirm(
 # :::{admonition} Paper and code
 # :class: paper-code
 # The LLaMA paper normalises the input of each sub-layer, not its output
-# {cite:p}`touvron2023`. So does the code, but one of its names says otherwise. Hugging Face's block has an `input_layernorm` and a `post_attention_layernorm`. The
-# second sounds like a norm applied to what attention puts out. It is the norm in front
+# {cite:p}`touvron2023`. So does the code, but one of its names says otherwise. Hugging
+# Face's block has an `input_layernorm` and a `post_attention_layernorm`. The second sounds
+# like a norm applied to what attention puts out. It is the norm in front
 # of the feed-forward network, named after what it follows. (Neither is a LayerNorm.)
 # Hence our `ffn_norm`, and a line of comment in `HF_NAMES`.
 # :::
@@ -579,8 +598,8 @@ confirm("hardly a prediction survives", same.float().mean() < 0.5)
 #
 # ## The real one
 #
-# Now 134.5 million trained weights {cite:p}`allal2025`. They travel in 4-bit form and
-# are unpacked once; both models below read the same unpacked file. The same
+# Now 134.5 million trained weights {cite:p}`allal2025`. They travel in a file of about
+# 4 bits a weight and are unpacked once; both models below read the same unpacked file. The same
 # `load_model`, the same comparison, on a conversation of two questions:
 
 # %%
@@ -637,8 +656,9 @@ confirm(
 # you from applying the last norm and the head *early*, to what leaves block 5 or 20.
 # This is the **logit lens** {cite:p}`nostalgebraist2020`. Below, each column is one step
 # of the answer: a token comes in at the top, and at the bottom the next one is said.
-# Each cell shows the word that would be said at that depth. Its shade shows in which
-# place, of 49152, stands the word that will be said in the end.
+# Each cell shows the word that would be said at that depth. Its shade shows the place,
+# among all 49152 words, of the one that is said in the end. (In this section blocks count
+# from 1, as depths do: block 24 is `blocks.23` in the code.)
 
 # %% mystnb={"image": {"alt": "A table of 31 rows, the embedding and 30 blocks, and 8 columns, the tokens of the answer The capital of Japan is Tokyo. Cells turn dark where the word finally said is in first place. The word of is dark from block 6 on, with a gap at 9 and 10; is and the full stop from block 20; capital from block 29; The, Japan, Tokyo and the end of the turn only at block 30. Above, the cells hold commas, brackets and other filler."}, "figure": {"name": "fig-llama-lens", "caption": "The logit lens on a real answer. Dark: the word that will be said is in first place. A raised dot is a space. Grammar is settled early; *Japan* and *Tokyo* come last."}} tags=["hide-input"]
 lens = figures.lens_data(real, tokenizer, text[:, :-1], first=asked - 1)
@@ -650,37 +670,42 @@ confirm("the last depth says the answer", (lens.place[-1] == 1).all())
 confirm("'of' is first from block 11 on", (place["·of"][11:] == 1).all())
 confirm("'Tokyo' is beyond place 10 000 after block 23", place["·Tokyo"][23] > 10_000)
 confirm("within 3 000 after block 24", place["·Tokyo"][24] < 3_000)
-confirm("and first only after block 30", (place["·Tokyo"][:30] > 1).all())
+confirm("and in first place only after block 30", (place["·Tokyo"][:30] > 1).all())
 
 # %% [markdown]
 # Read {numref}`fig-llama-lens` with care. The head was trained on the last depth only,
-# so the commas in the middle do not mean that the model is thinking of commas. They mean
-# that the middle of the stream is not yet written in the head's language. What the
-# figure does show is when the answer becomes *readable*; and for Tokyo something
-# happens at block 24. (In this section blocks count from 1, as depths do: block 24 is
-# `blocks.23` in the code.)
+# so the commas in the middle need not mean that the model is thinking of commas; the
+# middle of the stream may simply not be written in the head's language. What the figure
+# does show is when the answer becomes *readable*; and for Tokyo something happens at
+# block 24.
 #
-# The stream is a sum, and once the scale of the last norm is known, the head is linear.
-# So a logit is a sum as well: one term for each part that wrote to the stream. With
-# $\gamma$ the gain of the last norm, and $r$ the root mean square of $x^{(L)}$:
+# Which part did it? The stream is a sum. The last norm divides it by one number, its root
+# mean square, and all else up to the logits is multiplication by fixed weights. So a
+# logit is a sum as well, one term for each part that wrote to the stream. Let $\gamma$ be
+# the gain of the last norm, $r$ the root mean square of $x^{(L)}$ (with the norm's
+# epsilon under the root), $W_v$ the row of the head for word $v$, and $\odot$ the product
+# entry by entry:
 #
 # $$
 # \mathrm{logit}_v = \sum_{p} \frac{W_v \odot \gamma}{r} \cdot p,
 # \qquad p \in \bigl\{x^{(0)}, a^{(0)}, f^{(0)}, \dots, a^{(L-1)}, f^{(L-1)}\bigr\}.
 # $$ (eq-llama-votes)
 #
-# Call the terms votes. To count only what sets *Tokyo* apart, take $W_v$ less the
-# average row of $W$; softmax ignores what all words share.
+# The dot is an inner product. Call the terms **votes**: one of the embedding, and two a
+# block. To count only what sets *Tokyo* apart, we take the average row of $W$ off $W_v$;
+# that takes the same number off all logits, which the softmax ignores.
 
 # %%
 # Check eq-llama-votes.
-seen = record(model, places(small, OURS), row := torch.randint(101, (1, 9)))
+row = torch.randint(101, (1, 9))
+seen = record(model, places(small, OURS), row)
 end = seen[f"blocks.{small.num_layers - 1}"][0, -1]
 wrote = [
     out[0, -1] for name, out in seen.items() if name.endswith((".attention", ".ffn"))
 ]
+root = end.square().mean().add(small.norm_eps).sqrt()
 votes = torch.stack([seen["embedding"][0, -1], *wrote]) @ (
-    model.lm_head.weight[42] * model.norm.weight / end.square().mean().add(1e-5).sqrt()
+    model.lm_head.weight[42] * model.norm.weight / root
 )
 confirm(
     "small model: 1 + 2 L votes add up to the logit",
@@ -734,22 +759,23 @@ for skipped in (13, 24, 27):
 confirm("without block 1: not Tokyo", next_without(real, 1, prompt)[0] != " Tokyo")
 
 # %% [markdown]
-# Without block 13 or 27 nobody notices. Without block 24 the sentence goes on, and the
-# knowledge is gone. Block 1 is another matter: all the others were trained on what it
-# makes of the embeddings.
+# Without block 13 or 27 the answer stands. Without block 24 the sentence goes on, but not
+# to Tokyo. Block 1 is another matter: all the others were trained on what it makes of the
+# embeddings.
 #
 # ## Exercises
 #
-# **1. Implement (20 minutes).** *Find the head.* Attention's output is a sum over heads,
-# since `out_proj` multiplies the heads side by side. Write
+# **1. Implement (20 minutes).** *Find the head.* Attention's output is a sum over heads:
+# `out_proj` multiplies the heads' outputs, put side by side, and each head meets its own
+# $H$ columns of the matrix. Write
 # `head_votes(model, layer, tokens, direction)` that returns one vote per query head,
 # where `direction` is $W_v \odot \gamma / r$ with the average row taken off. Which head of
-# block 24 votes for Tokyo, and which tokens does it look at? Check that the nine votes
+# block 24 (from 0 to 8) votes most for Tokyo, and which tokens does it look at? Check that the nine votes
 # add up to the bar of {numref}`fig-llama-votes`. (Hooks on `out_proj`, `q_proj` and
 # `k_proj` are one way; another is `unittest.mock.patch` on
 # `annotated_src.attention.attend`.)
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 from unittest.mock import patch
 
 from annotated_src.attention import attend, repeat_kv
@@ -802,7 +828,7 @@ gate, up = "blocks.{}.ffn.gate_proj.weight", "blocks.{}.ffn.up_proj.weight"
 mystery = HF_NAMES | {gate: HF_NAMES[up], up: HF_NAMES[gate]}
 suspect = load_with(mystery, folder)
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 agrees = compare(suspect, theirs, tokens)
 print("the difference begins at", difference_begins(agrees))
 confirm(
@@ -834,7 +860,7 @@ confirm(
 #
 # </details>
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 from dataclasses import replace
 
 shared = figures.parameter_data({"7B": replace(sizes["Llama-2-7B"], num_kv_heads=4)})
@@ -853,7 +879,7 @@ print(f"Llama-2-7B with 4 key/value heads: attention is {shared.shares[0, 1]:.0%
 #
 # </details>
 
-# %% tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
 with torch.device("meta"):
     untied = Llama(replace(real.config, tied_head=False))
 try:

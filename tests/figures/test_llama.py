@@ -8,6 +8,7 @@ from tokenizers.models import WordLevel
 from annotated_src.checkpoint import load_model
 from annotated_src.figures.llama import (
     PARTS,
+    VotesData,
     draw_lens,
     draw_parameters,
     draw_votes,
@@ -15,9 +16,9 @@ from annotated_src.figures.llama import (
     parameter_data,
     part_of,
     stream_by_depth,
-    token_label,
     votes_data,
 )
+from annotated_src.figures.reading import token_label
 from annotated_src.models.llama import Llama, LlamaConfig
 from annotated_src.tokenizer import TextTokenizer
 from annotated_src.weights import WeightsError, smollm2
@@ -118,10 +119,6 @@ def test_the_last_depth_of_the_lens_is_the_model(tied):
     draw_lens(data)
 
 
-def test_invisible_tokens_get_a_mark():
-    assert [token_label(LETTERS, i) for i in range(4)] == ["·", "↵", "nbsp", "d"]
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_votes_add_up_to_the_score(tied):
     model, tokens = random_llama(tied_head=tied), torch.tensor([[3, 5, 7, 9, 4]])
@@ -152,6 +149,23 @@ def test_every_bar_is_drawn():
     assert len(ax.patches) == 2 * 3
 
 
+def labels_on_bars(figure):
+    """The words of a picture that cross one of its bars."""
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    bars = [bar.get_window_extent() for bar in ax.patches]
+    return [
+        words.get_text()
+        for words in ax.texts
+        if any(words.get_window_extent().overlaps(bar) for bar in bars)
+    ]
+
+
+def test_a_label_across_a_bar_is_noticed():
+    rising = VotesData("·a", 0.0, torch.linspace(1, 2, 30), torch.full((30,), 3.0))
+    assert labels_on_bars(draw_votes(rising)) == ["attention, block 30"]
+
+
 def test_in_the_real_model_tokyo_comes_last_and_from_block_24():
     try:
         directory = smollm2(fetch=False)
@@ -173,5 +187,6 @@ def test_in_the_real_model_tokyo_comes_last_and_from_block_24():
         model, tokenizer, tokens[:, : question.shape[1] + 5], int(answer[0, 5])
     )
     assert votes.word == "·Tokyo"
+    assert not labels_on_bars(draw_votes(votes))
     assert votes.attention.argmax() == 23
     assert votes.attention[23] > votes.ffn.max()

@@ -13,6 +13,7 @@ from annotated_src.figures.reading import (
     draw_notice,
     guesses_data,
     notice_data,
+    token_label,
 )
 from annotated_src.masks import causal_mask
 from annotated_src.models.llama import Llama, LlamaConfig
@@ -37,6 +38,12 @@ def model():
         for weight in model.parameters():
             weight.normal_(std=0.6)
     return model
+
+
+def test_invisible_tokens_get_a_mark():
+    words = Tokenizer(WordLevel({" ": 0, "\n": 1, "\xa0": 2, "d": 3}))
+    tokenizer = TextTokenizer(words, chat_template="", eos_token="d")
+    assert [token_label(tokenizer, i) for i in range(4)] == ["·", "↵", "nbsp", "d"]
 
 
 def test_guesses_are_the_best_words_and_their_probabilities(model, tokenizer):
