@@ -42,7 +42,7 @@ import math
 import torch
 from torch import nn
 
-from annotated_src.figures.norms import measure, no_norm, post_norm, pre_norm
+from annotated_src.figures.norm_placement import measure, no_norm, post_norm, pre_norm
 from annotated_src.norms import LayerNorm, RMSNorm
 from annotated_src.show import confirm, show
 
@@ -635,7 +635,7 @@ confirm(
 # over, is 50.
 
 # %% mystnb={"image": {"alt": "Two panels. Left: RMS of the stream against blocks passed, logarithmic. Without norms it leaves the picture after three blocks; with pre-norm it rises slowly from 1 to 5.4 after 32 blocks; with post-norm it stays at 1. Right: size of the gradient of down_proj against the block, logarithmic. Post-norm with Llama's block falls along a nearly straight line from 34 at block 1 to 0.7 at block 32. Post-norm with the ReLU network of 2017 is dotted and nearly level, from 0.8 to 1.4. Pre-norm falls gently from 1 to 0.13."}, "figure": {"name": "fig-norms-depth", "caption": "32 random blocks, one forward and one backward pass, before any training. Left, the stream on its way up. Right, what arrives at each block's weights on the way back; the lines of the right panel are geometric means over four seeds."}} tags=["hide-input"]
-from annotated_src.figures.norms import depth_data, draw_depth
+from annotated_src.figures.norm_placement import depth_data, draw_depth
 
 depth = depth_data()
 draw_depth(depth)

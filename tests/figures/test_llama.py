@@ -21,7 +21,6 @@ from annotated_src.figures.llama import (
 from annotated_src.figures.reading import token_label
 from annotated_src.models.llama import Llama, LlamaConfig
 from annotated_src.tokenizer import TextTokenizer
-from annotated_src.weights import WeightsError, smollm2
 
 
 def config(**changed):
@@ -166,13 +165,9 @@ def test_a_label_across_a_bar_is_noticed():
     assert labels_on_bars(draw_votes(rising)) == ["attention, block 30"]
 
 
-def test_in_the_real_model_tokyo_comes_last_and_from_block_24():
-    try:
-        directory = smollm2(fetch=False)
-    except WeightsError:
-        pytest.skip("the real model is not here")
-    model = load_model(directory)
-    tokenizer = TextTokenizer.from_pretrained(directory)
+def test_in_the_real_model_tokyo_comes_last_and_from_block_24(smollm2_dir):
+    model = load_model(smollm2_dir)
+    tokenizer = TextTokenizer.from_pretrained(smollm2_dir)
     question = tokenizer.chat(
         [{"role": "user", "content": "What is the capital of Japan?"}]
     )

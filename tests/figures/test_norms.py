@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from annotated_src.figures import norms
+from annotated_src.figures import norm_placement, norms
 from annotated_src.figures.style import BookFigure
 
 
@@ -62,21 +62,21 @@ def test_bfloat16_errs_everywhere_and_float32_inside_nowhere():
 
 
 def test_without_a_norm_the_stream_overflows():
-    stream = norms.measure(norms.no_norm, 12).stream
+    stream = norm_placement.measure(norm_placement.no_norm, 12).stream
     assert stream[4] > 1000
     assert not stream[-1].isfinite()
 
 
 def test_pre_norm_grows_and_post_norm_does_not():
-    pre = norms.measure(norms.pre_norm, 16).stream
-    post = norms.measure(norms.post_norm, 16).stream
+    pre = norm_placement.measure(norm_placement.pre_norm, 16).stream
+    post = norm_placement.measure(norm_placement.post_norm, 16).stream
     assert (pre.diff() > 0).all()
     assert 3 < pre[-1] < 6
     torch.testing.assert_close(post[1:], torch.ones_like(post[1:]), rtol=1e-4, atol=0)
 
 
 def test_gradients_compound_after_post_norm_only():
-    data = norms.depth_data(num_layers=24, num_seeds=2)
+    data = norm_placement.depth_data(num_layers=24, num_seeds=2)
     assert data.gradients_post[0] / data.gradients_post[-1] > 15
     assert data.gradients_pre[0] / data.gradients_pre[-1] < 10
     assert data.gradients_post_relu[0] / data.gradients_post_relu[-1] < 1.5
@@ -84,12 +84,12 @@ def test_gradients_compound_after_post_norm_only():
 
 def test_post_norm_block_computes_what_it_says():
     torch.manual_seed(0)
-    (block,) = norms.random_blocks(1)
+    (block,) = norm_placement.random_blocks(1)
     x, mask = torch.randn(1, 2, 64), torch.ones(1, 1, 2, 2, dtype=torch.bool)
     with torch.no_grad():
         for gain in (block.attention_norm.weight, block.ffn_norm.weight):
             gain.uniform_(0.5, 1.5)
-        out = norms.post_norm(block, x, lambda heads: heads, mask)
+        out = norm_placement.post_norm(block, x, lambda heads: heads, mask)
         scale = (out / block.ffn_norm.weight).square().mean(dim=-1).sqrt()
     torch.testing.assert_close(scale, torch.ones(1, 2), rtol=1e-4, atol=0)
 
@@ -97,7 +97,9 @@ def test_post_norm_block_computes_what_it_says():
 def test_matrices_keep_the_scale_of_what_they_read():
     torch.manual_seed(0)
     for gated in (True, False):
-        for name, weight in norms.random_blocks(1, gated)[0].named_parameters():
+        for name, weight in norm_placement.random_blocks(1, gated)[
+            0
+        ].named_parameters():
             if weight.dim() == 2:
                 wanted = 1 / math.sqrt(weight.shape[1])
                 assert weight.std().item() == pytest.approx(wanted, rel=0.1), name
@@ -109,7 +111,7 @@ def test_matrices_keep_the_scale_of_what_they_read():
         (norms.geometry_data, norms.draw_geometry),
         (norms.stall_data, norms.draw_stall),
         (norms.cliff_data, norms.draw_cliffs),
-        (norms.depth_data, norms.draw_depth),
+        (norm_placement.depth_data, norm_placement.draw_depth),
     ],
 )
 def test_figures_draw(data, draw):
