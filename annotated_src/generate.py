@@ -100,17 +100,11 @@ def main() -> None:
     options = parser.parse_args()
     try:
         directory = options.path or smollm2()
-        model, tokenizer = (
-            load_model(directory),
-            TextTokenizer.from_pretrained(directory),
-        )
+        model = load_model(directory)
+        tokenizer = TextTokenizer.from_pretrained(directory)
         tokens = tokenizer.chat([{"role": "user", "content": options.prompt}])
-        new_ids = generate_stream(
-            model,
-            tokens,
-            max_new_tokens=options.max_new_tokens,
-            stop_ids=[tokenizer.eos_id],
-        )
+        limits = {"max_new_tokens": options.max_new_tokens}
+        new_ids = generate_stream(model, tokens, stop_ids=[tokenizer.eos_id], **limits)
         for piece in stream_text(tokenizer, (int(row) for row in new_ids)):
             sys.stdout.write(piece)
             sys.stdout.flush()

@@ -15,16 +15,15 @@ from annotated_src.checkpoint import read_json
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 DIGITS_ONE_BY_ONE = ("smollm",)  # values of tokenizer.ggml.pre read here
-REPLACEMENT = (
-    "\N{REPLACEMENT CHARACTER}"  # stands for bytes that are not yet a character
-)
+# What bytes that are not yet a character decode to.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextTokenizer:
     """A tokenizer of the tokenizers library, with the chat template beside it."""
 
     def __init__(
-        self, tokenizer: Tokenizer, chat_template: str, eos_token: str
+        self, tokenizer: Tokenizer, chat_template: str | None, eos_token: str
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
@@ -43,14 +42,13 @@ class TextTokenizer:
         """
         directory = Path(path)
         config = read_json(directory / "tokenizer_config.json")
-        template = directory / "chat_template.jinja"
-        return cls(
-            _read_tokenizer(directory / "tokenizer.json"),
-            template.read_text("utf-8")
-            if template.exists()
-            else config["chat_template"],
-            config["eos_token"],
-        )
+        eos_token, template = config.get("eos_token"), config.get("chat_template")
+        if not isinstance(eos_token, str):
+            raise ValueError(f"{directory}: eos_token is {eos_token!r}, not a string")
+        if (own_file := directory / "chat_template.jinja").exists():
+            template = own_file.read_text("utf-8")
+        tokenizer = _read_tokenizer(directory / "tokenizer.json")
+        return cls(tokenizer, template, eos_token)
 
     def encode(self, text: str) -> Int[Tensor, "1 T"]:
         """Turn text into one row of ids; nothing is added in front or behind.
@@ -65,7 +63,13 @@ class TextTokenizer:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Int[Tensor, "1 T"]:
-        """Turn a conversation into ids, ending where the assistant's answer begins."""
+        """Turn a conversation into ids, ending where the assistant's answer begins.
+
+        Raises:
+            ValueError: there is no chat template, or it refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ValueError("this tokenizer has no chat template")
         return self.encode(render_chat(self.chat_template, messages))
 
 
@@ -83,14 +87,20 @@ def render_chat(template: str, messages: Sequence[Mapping[str, str]]) -> str:
 
     Templates come with checkpoints, from strangers, so they run in a sandbox.
 
+    Raises:
+        ValueError: the template is not valid, or refuses the messages.
+
     Source: transformers `PreTrainedTokenizerBase.apply_chat_template`.
     """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(template).render(
-        messages=messages, add_generation_prompt=True
-    )
+    try:
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"chat template: {error}") from error
 
 
 def stream_text(tokenizer: TextTokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +188,38 @@ def test_the_template_may_be_in_the_configuration(folder, tmp_path):
 def test_an_end_token_that_is_not_in_the_vocabulary():
     with pytest.raises(ValueError, match="has no end token '</s>'"):
         TextTokenizer(Tokenizer(models.BPE()), "", "</s>")
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def edit_config(folder, **entries):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | entries), "utf-8")
+
+
+@pytest.mark.parametrize("eos", [None, {"content": "<|im_end|>"}, 2])
+def test_an_end_token_that_is_no_string_is_named(copied, eos):
+    edit_config(copied, eos_token=eos)
+    message = re.escape(f"eos_token is {eos!r}, not a string")
+    with pytest.raises(ValueError, match=message):
+        TextTokenizer.from_pretrained(copied)
+
+
+def test_a_template_in_the_config_serves_where_no_file_is(copied):
+    (copied / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        TextTokenizer.from_pretrained(copied).chat(CHAT)
+    edit_config(copied, chat_template="{{ messages[0].content }}")
+    tokenizer = TextTokenizer.from_pretrained(copied)
+    assert torch.equal(tokenizer.chat(CHAT), tokenizer.encode("Be brief."))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ nobody }}", "{% if %}", "{{ ''.__class__.x }}"]
+)
+def test_a_template_that_fails_says_so(template):
+    with pytest.raises(ValueError, match="chat template: "):
+        render_chat(template, CHAT)
