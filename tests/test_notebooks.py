@@ -120,6 +120,15 @@ def test_the_template_is_there(script):
     assert solutions >= 3
 
 
+@chapter
+def test_solutions_are_closed_in_the_book_and_in_jupyterlab(script):
+    for cell in code_cells(script):
+        if "solution" in cell.metadata.get("tags", []):
+            assert "hide-cell" in cell.metadata.tags
+            assert cell.metadata.jupyter.source_hidden
+            assert cell.metadata.mystnb.code_prompt_show == "Solution"
+
+
 class Shape(ast.NodeTransformer):
     """Forget docstrings, annotations and the names of variables."""
 

@@ -532,7 +532,7 @@ confirm(
 # help. Which word of "The capital of France is banana" surprises most?
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def surprise(text):
     tokens = tokenizer.encode(text)
     bits = -log_probabilities(model, tokens)[0] / math.log(2)
@@ -553,7 +553,7 @@ confirm("banana surprises most", max(found, key=lambda pair: pair[1])[0] == " ba
 # probable. Check it on the opposite of hot, with the endings cold, warm and banana.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def choose(prompt, endings):
     return max(endings, key=lambda ending: score(prompt + ending))
 
@@ -585,7 +585,7 @@ for prompt in ("The capital of France is", "The opposite of hot is", "The end"):
 #
 # </details>
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 firsts = [
     model(tokenizer.encode(t))[0, 0] for t in ("The capital", "The opposite", "The end")
 ]
@@ -609,7 +609,7 @@ confirm("the last row says cold", tokenizer.decode(last.argmax(-1)) == " cold")
 #
 # </details>
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 taken = 8192 * c.vocab_size * 4
 held = sum(weight.nbytes for weight in model.parameters())
 print(f"{taken / 1e9:.1f} GB, {taken / held:.0f} times the model")

@@ -661,7 +661,7 @@ confirm("fewer than 2 numbers in 100 are right to 1%", close < 0.02)
 # with SiLU, using one product for both. Check it against `GatedFeedForward`, and
 # against transformers' `Phi3MLP` if you like.
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 from transformers import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
@@ -687,7 +687,7 @@ confirm("packed = Phi3MLP", torch.allclose(packed, phi3(x)))
 # (Llama-2-70B), and 14336 for 4096, 1024 and 1.3 (Llama-3-8B).
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def llama_ffn_dim(embed_dim, multiple_of, multiplier=1.0):
     width = int(multiplier * int(2 * (4 * embed_dim) / 3))
     return math.ceil(width / multiple_of) * multiple_of
@@ -718,7 +718,7 @@ confirm("SmolLM2-135M", llama_ffn_dim(576, 256) == 1536)
 # What did they type? Find it among the functions of this chapter, and say why it is not
 # the tanh approximation.
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 for suspect in (gelu_tanh, quick_gelu, silu):
     gap = (suspect(grid) - gelu_exact(grid)).abs()
     at = grid[gap.argmax()].item()

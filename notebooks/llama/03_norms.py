@@ -799,7 +799,7 @@ confirm("the first token is the same in both, to one per cent", first_agree)
 # per cent.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def rms_norm_in_half(x, weight, eps):
     largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-4)
     small = x / largest  # all between -1 and 1, so no square overflows
@@ -825,7 +825,7 @@ confirm(
 # Check it with `D = 24`, an output width of 10, a bias, and a gain that is not one.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def fold_gain(norm, linear):
     folded = nn.Linear(linear.in_features, linear.out_features)
     with torch.no_grad():
@@ -852,7 +852,7 @@ confirm("the gain can move into the matrix", same)
 #     return weight * x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 # ```
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 # dim=1 averages over the tokens, later ones included. In training the norm of a token
 # leaks what comes after it; in generation nothing comes after it, and the leak is gone.
 torch.manual_seed(0)

@@ -766,7 +766,7 @@ confirm("counting from 1 changes nothing", alike(from_one, plain))
 # for a weight of 48 rows in 6 heads. Try it in a fresh cell before you look.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def rows_to_interleaved(weight, num_heads):
     halves = weight.unflatten(0, (num_heads, 2, -1))  # (heads, 2, R, D)
     return halves.transpose(1, 2).flatten(0, 2)  # pairs first, then their two rows
@@ -785,7 +785,7 @@ confirm(
 # and 900.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def score_at(q, k, distance, frequencies):
     products = (
         torch.view_as_complex(q.unflatten(-1, (-1, 2)))
@@ -846,7 +846,7 @@ confirm("the first token is right", alike(sick[:, 0], healthy[:, 0]))
 confirm("the others are not", not alike(sick[:, 1:], healthy[:, 1:]))
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 # Keys have their own number of heads: cut 24 rows in 3 heads of 8, not in 6 of 4.
 def convert(weights, num_heads, num_kv_heads):
     counts = {"q_proj.weight": num_heads, "k_proj.weight": num_kv_heads}

@@ -747,7 +747,7 @@ confirm("dividing by the row sum repairs it", close(repaired, right_weights))
 # of FlashAttention {cite:p}`milakov2018,dao2022`.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def attend_online(query, keys, values):
     peak, total, answer = torch.tensor(-torch.inf), 0.0, torch.zeros_like(values[0])
     for key, value in zip(keys, values, strict=True):
@@ -774,7 +774,7 @@ for size in (1, 100):
 # must show two ones, the last of them at column 2, 3, 4.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def window_mask(num_tokens, num_cached, window):
     return causal_mask(num_tokens, num_cached).triu(diagonal=num_cached - window + 1)
 
@@ -801,7 +801,7 @@ confirm(
 #
 # </details>
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 x = torch.randn(1, 1, 5, 8)
 order = torch.tensor([2, 0, 3, 1, 4])
 before, after = attend(x, x, x, mask), attend(*[x[:, :, order]] * 3, mask)
@@ -816,7 +816,7 @@ confirm("after a second layer the last one does", not close(*deep))
 # answer begins well and then turns to nonsense. Six keys, one query: which keys does
 # the query see? Find out with the identity as values, and repair it.
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 keys, values = torch.randn(2, 1, 1, 6, 8)
 query, look = torch.randn(1, 1, 1, 8), torch.eye(6)[None, None]
 weights = F.scaled_dot_product_attention(query, keys, look, is_causal=True)[0, 0, 0]

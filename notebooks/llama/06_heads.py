@@ -692,7 +692,7 @@ confirm(
 # copies the keys as `matmul` does.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def attend_einsum(queries, keys, values, mask):
     grouped = queries.unflatten(1, (keys.shape[1], -1))
     scores = torch.einsum("bkgth,bksh->bkgts", grouped, keys)
@@ -716,7 +716,7 @@ confirm("einsum folds by itself and copies nothing", moves.written == 0)
 # many tokens fits and one more does not, for 1 GiB and every model in `figures.MODELS`.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def tokens_that_fit(config, num_bytes):
     c = config
     return num_bytes // (2 * c.num_layers * c.num_kv_heads * c.head_dim * 2)
@@ -764,7 +764,7 @@ for num_tokens in (1, 5):
     print(f"{num_tokens} new token(s): right is {agrees}")
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 # The folded rows are all tokens of the group's first head, then all of its second. So
 # the mask's rows must come as t0 t1 t2, t0 t1 t2: here 0 1 0 1 is right, not 0 0 1 1.
 def attend_rows(queries, keys, values, mask):

@@ -791,7 +791,7 @@ print(f"the logits' standard deviation is {full.std():.1f}")
 # `rows = [2, 0, 2]` gives the logits of `tokens[[2, 0, 2]]`.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def reorder(cache, rows):
     for layer in cache:
         # Indexing with a list copies, so nothing is overwritten before it is read.
@@ -820,7 +820,7 @@ confirm("the memory has not moved", cache[0].keys.data_ptr() == address)
 # more token afterwards.
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def accept(model, cache, last, draft):
     start = cached_length(cache)
     best = model(torch.cat([last, draft], dim=1), cache).argmax(dim=-1)  # (1, 1 + n)
@@ -874,7 +874,7 @@ confirm("decoding goes on as if nothing had been guessed", following == truth[:,
 #
 # </details>
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 from annotated_src.rotary import apply_rotary, rope_frequencies, rope_tables
 
 

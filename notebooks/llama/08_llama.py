@@ -775,7 +775,7 @@ confirm("without block 1: not Tokyo", next_without(real, 1, prompt)[0] != " Toky
 # `k_proj` are one way; another is `unittest.mock.patch` on
 # `annotated_src.attention.attend`.)
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 from unittest.mock import patch
 
 from annotated_src.attention import attend, repeat_kv
@@ -828,7 +828,7 @@ gate, up = "blocks.{}.ffn.gate_proj.weight", "blocks.{}.ffn.up_proj.weight"
 mystery = HF_NAMES | {gate: HF_NAMES[up], up: HF_NAMES[gate]}
 suspect = load_with(mystery, folder)
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 agrees = compare(suspect, theirs, tokens)
 print("the difference begins at", difference_begins(agrees))
 confirm(
@@ -860,7 +860,7 @@ confirm(
 #
 # </details>
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 from dataclasses import replace
 
 shared = figures.parameter_data({"7B": replace(sizes["Llama-2-7B"], num_kv_heads=4)})
@@ -879,7 +879,7 @@ print(f"Llama-2-7B with 4 key/value heads: attention is {shared.shares[0, 1]:.0%
 #
 # </details>
 
-# %% jupyter={"source_hidden": true} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 with torch.device("meta"):
     untied = Llama(replace(real.config, tied_head=False))
 try:
