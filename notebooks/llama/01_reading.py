@@ -203,8 +203,8 @@ show(annotated_src)
 # | the thick line and + | The residual stream: each part adds to the vector, none replaces it. | {ref}`ch-llama` |
 # | head | Compares the vector with each of the $V$ words: the logits. | {ref}`ch-llama` |
 #
-# What is inside the dashed frame is called a **block**. It happens $L = 30$ times, each
-# time with other weights (the trained numbers). Do the real tensors have the shapes of
+# What is inside the dashed frame is called a **block**, or a layer. It happens $L = 30$
+# times, each time with other weights (the trained numbers). Do the real tensors have the shapes of
 # the map? We read two texts of five tokens at once, a *batch*, and listen at the first
 # block with hooks: functions that torch calls with what leaves a module.
 
@@ -384,7 +384,8 @@ confirm("one call = minus torch's cross entropy", abs(nn - at_once) < 1e-3)
 confirm("one call = transformers, same weights", abs(theirs - at_once) < 1e-3)
 
 # %% [markdown]
-# So texts can be compared. The higher the score (the nearer to 0), the likelier the text:
+# So texts can be compared. Call this sum the score of a *text*, not to be mixed up with a
+# word's logit. The higher it is (the nearer to 0), the likelier the text:
 
 # %%
 for ending in (" Paris", " London", " banana"):

@@ -18,7 +18,7 @@
 #
 # :::{admonition} In this chapter
 # :class: at-a-glance
-# **35 minutes · gentle, with one page of calculus.** Afterwards you can derive GELU and
+# **35 minutes · moderate, with two pages of calculus.** Afterwards you can derive GELU and
 # the constants in its approximation, say when a 16-bit model can tell the two apart,
 # build a layer that multiplies, and explain why Llama's feed-forward width is such an
 # odd number.
@@ -285,7 +285,8 @@ draw_constant(constant_data())
 # %% [markdown]
 # ### What 16 bits see
 #
-# The two GELUs differ by at most 0.00047, near $x = \pm2.70$. For positive $x$ that is
+# ({ref}`ch-norms` says how the two 16-bit formats, float16 and bfloat16, differ.) The two
+# GELUs differ by at most 0.00047, near $x = \pm2.70$. For positive $x$ that is
 # less than half a step of float16 ({numref}`fig-activations-constant`): after rounding
 # they are the same number or neighbours. For negative $x$ the value is itself close to
 # 0, where floats are dense, and the stored numbers do differ. After the second matrix

@@ -590,7 +590,8 @@ confirm("a float32 gain promotes the output", rms(x.bfloat16()).dtype == torch.f
 #
 # The Transformer of 2017 {cite:p}`vaswani2017` norms the stream itself after each
 # addition: *post-norm*. Llama norms what each branch reads and leaves the stream alone:
-# *pre-norm*. With $F$ for attention or the feed-forward network,
+# *pre-norm*. With $F$ for attention or the feed-forward network (a function here, not
+# the width),
 #
 # $$
 # \text{post: } x \leftarrow \operatorname{Norm}(x + F(x)) \qquad

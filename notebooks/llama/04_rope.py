@@ -66,7 +66,8 @@ alike = partial(torch.allclose, rtol=0, atol=1e-5)  # attend's softmax is in flo
 #
 # This is what you need of attention here; {ref}`ch-attention` has the rest. Each token
 # makes three vectors, a *query*, a *key* and a *value*. The dot product of one token's
-# query with another's key is a *score*. A softmax turns a token's scores into weights,
+# query with another's key is a *score* (from here on; the scores of the words at the end
+# of the model are *logits*). A softmax turns a token's scores into weights,
 # and the weighted mean of the values is its answer. A *mask* says which keys a token
 # may see: those before it, and its own. A model does this several times side by side,
 # each time with vectors of its own; each of these is a *head*.
@@ -262,13 +263,16 @@ score = (R[7] @ pair_q) @ (R[4] @ pair_k)
 confirm("the score sees the distance only", same(score, pair_q @ R[-3] @ pair_k))
 
 # %% [markdown]
-# A head has $d$ features: that makes $d/2$ pairs, each with its own frequency. The big
-# matrix has the small ones along its diagonal and zeros elsewhere:
+# A head has $d$ features ($H$ in the shapes; $d$ is the papers' letter): that makes $d/2$
+# pairs, each with its own frequency. The big matrix has the small matrices along its
+# diagonal and zeros elsewhere:
 #
 # $$
 # R_m = \begin{pmatrix} R_m^{(0)} & & \\ & \ddots & \\ & & R_m^{(d/2-1)} \end{pmatrix},
 # \qquad \theta_i = \text{base}^{-2i/d}, \quad i = 0, \dots, d/2 - 1.
 # $$ (eq-rope-blocks)
+#
+# (Mind a name: what configurations call `rope_theta` is the base, not a $\theta_i$.)
 #
 # Block by block, {eq}`eq-rope-inner` holds as it stands. A score is the sum of its
 # pairs' waves. Most of $R_m$ is zero, so nobody multiplies by it. Two products with
@@ -585,7 +589,8 @@ confirm(
 )
 
 # %% [markdown]
-# That answers the prediction: none, rounding aside. Three uses follow. **Left padding**: a row of four
+# That answers the prediction: none, rounding aside. Three uses follow. **Left padding**
+# (short rows of a batch are filled up in front, {ref}`ch-attention`): a row of four
 # tokens behind five pads may count its tokens from 0, or from 5, as long as the mask
 # hides the pads. **Restarts**: two documents packed in one row each count from 0, when
 # a mask keeps them apart. **Gaps**: tokens dropped from a cache ({ref}`ch-cache`) leave holes; those that

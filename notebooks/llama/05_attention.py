@@ -18,7 +18,7 @@
 #
 # :::{admonition} In this chapter
 # :class: at-a-glance
-# **60 minutes · the heart of the book.** Afterwards you can compute attention by hand,
+# **60 minutes · moderate, and the heart of the book.** Afterwards you can compute attention by hand,
 # say why scores are divided by $\sqrt d$ and why the softmax subtracts a maximum, write
 # any mask in any library's convention, and build two heads that continue a rhyme.
 # :::
@@ -72,7 +72,7 @@ _ = torch.manual_seed(0)
 # \qquad o_t = \sum_{s \le t} w_{ts}\, v_s .
 # $$ (eq-attention-lookup)
 #
-# Here $d$ is the width of a query and a key. Why scores are divided by its root is the
+# Here $d$ is the width of a query and a key, the $H$ of the shapes. Why scores are divided by its root is the
 # subject of the next section.
 #
 # This is attention in plain loops for one head, with $d = 2$ features and four tokens. Nothing
@@ -500,8 +500,9 @@ show(figures.rhyme_data)
 #
 # Rows of a batch have different lengths; the short ones are filled with padding. For
 # generation it goes on the *left*, so that every row's newest token is in the last
-# column. Two things must then hold: nobody looks at padding, and positions count tokens
-# only.
+# column. One thing must then hold: nobody looks at padding. The package also lets
+# positions count tokens only, so that a row has the numbers that it has alone; no score
+# depends on it ({ref}`ch-rope`).
 
 # %%
 show(padded_causal_mask, padded_positions)
@@ -794,7 +795,7 @@ confirm(
 # <details class="solution"><summary>Solution</summary>
 #
 # The last token sees everybody, and a sum over keys does not care for order: each key
-# keeps its value. Attention alone sees a *set*; order comes from the rotation. The
+# keeps its value. Attention alone sees a *bag* ({ref}`ch-rope`); order comes from the rotation. The
 # others do change: who is before whom has changed, so the mask hides different tokens
 # from them. In a second layer the last token looks at tokens that have changed, and
 # changes too: the mask alone gives deep models some sense of order.

@@ -296,7 +296,7 @@ confirm("a single new token sees everything", causal_mask(1, 4).all())
 # %% [markdown]
 # ## The proof, and the proof by code
 #
-# Write $F(x_{0:b})$ for the full pass over tokens $0, \dots, b-1$, and
+# Write $F(x_{0:b})$ ($F$ a function, $b$ a place in the text) for the full pass over tokens $0, \dots, b-1$, and
 # $F(x_{a:b} \mid C_a)$ for a call on tokens $a, \dots, b-1$ with a cache of the first
 # $a$. Then, whenever $0 \le a < b$,
 #
@@ -542,8 +542,8 @@ print(
 #
 # ## The price: memory
 #
-# For a batch of $B$ and $S$ tokens of room, with $b$ bytes to a number ({ref}`ch-heads`
-# shrinks $K$ for this reason):
+# The sum of {ref}`ch-heads` again, where $K$ is made small for its sake: for a batch of
+# $B$ and $S$ tokens of room, with $b$ bytes to a number,
 #
 # $$
 # \text{bytes} = 2 \cdot L \cdot B \cdot K \cdot S \cdot H \cdot b.
@@ -717,8 +717,8 @@ confirm(
 # %% [markdown]
 # :::{admonition} Paper and code
 # :class: paper-code
-# An argument named after the cache is not yet a cache. In the annotated Llama chapter
-# that this book answers to, `LlamaAttention.forward` takes `past_key_value` and returns
+# An argument named after the cache is not yet a cache. In a simplified Llama that is
+# meant for teaching, `LlamaAttention.forward` takes `past_key_value` and returns
 # it, but nothing is ever written into it, no layer is ever given one, and the model's
 # output does not carry it. In the original the one line between rotation and
 # `repeat_kv` does the work: `past_key_values.update(...)`. Without that line the class

@@ -72,7 +72,7 @@ _ = torch.set_grad_enabled(False)  # nothing is trained here
 # %% [markdown]
 # ## The whole model as loops
 #
-# Every part has had its chapter. Before we look at how the package joins them, here is
+# Every part but the two ends has had its chapter. Before we look at how the package joins them, here is
 # a complete Llama that uses nothing of the package: a dictionary of weights, no batch, one
 # token and one head at a time. Four helpers come first, each the sum of a chapter.
 
@@ -221,8 +221,8 @@ confirm(
 # $$ (eq-llama-stream)
 #
 # where $a^{(l)}$ and $f^{(l)}$ are what attention and feed-forward put out in block
-# $l$. This sum is called the **residual stream** {cite:p}`elhage2021`: a vector of
-# width $D$ per token, running from the embedding to the head, from which every part
+# $l$. This sum is the **residual stream** of {ref}`ch-norms` {cite:p}`elhage2021`: a
+# vector of width $D$ per token, running from the embedding to the head, from which every part
 # reads and to which every part writes.
 #
 # To check all three, record what leaves every part of the small model. A *hook* is a
@@ -318,7 +318,9 @@ for name, weight in Llama(toy).named_parameters():
     print(f"{name:34} {tuple(weight.shape)!s:8} {weight.numel():3}")
 
 # %% [markdown]
-# In letters, with $u = 1$ for a head of its own and $u = 0$ for a tied one:
+# In letters, with $u = 1$ for a head of its own and $u = 0$ for a tied one (this $P$ counts
+# every number; the $P$ of {ref}`ch-cache` left out the norms and an embedding that is only
+# looked up):
 #
 # $$
 # P = \underbrace{(1 + u)\, V D}_{\text{embedding, head}}
@@ -375,6 +377,7 @@ for name in ("SmolLM2-135M", "Llama-2-70B"):
     print(f"{name}: one matrix of V x D is {one / count(sizes[name]):.1%} of the whole")
 
 # %% [markdown]
+# The first answer: 21 % of SmolLM2 is its embedding table.
 # For a given vocabulary the embedding grows with $D$, a block with $D^2$. So a small model spends on
 # words what a large one spends on layers ({numref}`fig-llama-parameters`), which is why
 # SmolLM2 ties its head; Llama-2-70B has two matrices and does not feel it.
@@ -523,11 +526,10 @@ confirm(
 # :::{admonition} Paper and code
 # :class: paper-code
 # The LLaMA paper normalises the input of each sub-layer, not its output
-# {cite:p}`touvron2023`. So does the code, but one of its names says otherwise. Hugging
-# Face's block has an `input_layernorm` and a `post_attention_layernorm`. The second sounds
-# like a norm applied to what attention puts out. It is the norm in front
-# of the feed-forward network, named after what it follows. (Neither is a LayerNorm.)
-# Hence our `ffn_norm`, and a line of comment in `HF_NAMES`.
+# {cite:p}`touvron2023`. So does the code, but one of its names says otherwise:
+# `post_attention_layernorm`, which {ref}`ch-norms` has met. Hence our `ffn_norm`, and a
+# line of comment in `HF_NAMES`. What it reads is not even attention's output, but the
+# stream that attention has added to.
 # :::
 
 # %%
@@ -598,9 +600,10 @@ confirm("hardly a prediction survives", same.float().mean() < 0.5)
 #
 # ## The real one
 #
-# Now 134.5 million trained weights {cite:p}`allal2025`. They travel in a file of about
-# 4 bits a weight and are unpacked once; both models below read the same unpacked file. The same
-# `load_model`, the same comparison, on a conversation of two questions:
+# Now 134.5 million trained weights {cite:p}`allal2025`. They travel in a GGUF file, of a
+# little less than 6 bits a weight, and are unpacked once (the rows of $W_q$ and $W_k$
+# reordered, as {ref}`ch-rope` shows); both models below read the same unpacked file. The
+# same `load_model`, the same comparison, on a conversation of two questions:
 
 # %%
 directory = smollm2()
@@ -660,7 +663,7 @@ confirm(
 # among all 49152 words, of the one that is said in the end. (In this section blocks count
 # from 1, as depths do: block 24 is `blocks.23` in the code.)
 
-# %% mystnb={"image": {"alt": "A table of 31 rows, the embedding and 30 blocks, and 8 columns, the tokens of the answer The capital of Japan is Tokyo. Cells turn dark where the word finally said is in first place. The word of is dark from block 6 on, with a gap at 9 and 10; is and the full stop from block 20; capital from block 29; The, Japan, Tokyo and the end of the turn only at block 30. Above, the cells hold commas, brackets and other filler."}, "figure": {"name": "fig-llama-lens", "caption": "The logit lens on a real answer. Dark: the word that will be said is in first place. A raised dot is a space. Grammar is settled early; *Japan* and *Tokyo* come last."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "A table of 31 rows, the embedding and 30 blocks, and 8 columns, the tokens of the answer The capital of Japan is Tokyo. Cells turn dark where the word finally said is in first place. The word of is dark from block 6 on, with a gap at 9 and 10; is from block 20; the full stop, too, with a gap at 27; capital from block 29; The, Japan, Tokyo and the end of the turn only at block 30. Above, the cells hold commas, brackets and other filler."}, "figure": {"name": "fig-llama-lens", "caption": "The logit lens on a real answer. Dark: the word that will be said is in first place. A raised dot is a space. Grammar is settled early; *Japan* and *Tokyo* come last."}} tags=["hide-input"]
 lens = figures.lens_data(real, tokenizer, text[:, :-1], first=asked - 1)
 figures.draw_lens(lens)
 
@@ -676,7 +679,8 @@ confirm("and in first place only after block 30", (place["·Tokyo"][:30] > 1).al
 # Read {numref}`fig-llama-lens` with care. The head was trained on the last depth only,
 # so the commas in the middle need not mean that the model is thinking of commas; the
 # middle of the stream may simply not be written in the head's language. What the figure
-# does show is when the answer becomes *readable*; and for Tokyo something happens at
+# does show is when the answer becomes *readable*. That answers the second question at the top:
+# *Tokyo* is first only after the last block, the 30th. But something happens to it at
 # block 24.
 #
 # Which part did it? The stream is a sum. The last norm divides it by one number, its root
@@ -759,8 +763,9 @@ for skipped in (13, 24, 27):
 confirm("without block 1: not Tokyo", next_without(real, 1, prompt)[0] != " Tokyo")
 
 # %% [markdown]
-# Without block 13 or 27 the answer stands. Without block 24 the sentence goes on, but not
-# to Tokyo. Block 1 is another matter: all the others were trained on what it makes of the
+# That answers the third question: it depends on the block. Without block 13 or 27 the
+# answer stands. Without block 24 the sentence goes on, but not to Tokyo. Block 1 is
+# another matter: all the others were trained on what it makes of the
 # embeddings.
 #
 # ## Exercises
@@ -771,9 +776,10 @@ confirm("without block 1: not Tokyo", next_without(real, 1, prompt)[0] != " Toky
 # `head_votes(model, layer, tokens, direction)` that returns one vote per query head,
 # where `direction` is $W_v \odot \gamma / r$ with the average row taken off. Which head of
 # block 24 (from 0 to 8) votes most for Tokyo, and which tokens does it look at? Check that the nine votes
-# add up to the bar of {numref}`fig-llama-votes`. (Hooks on `out_proj`, `q_proj` and
-# `k_proj` are one way; another is `unittest.mock.patch` on
-# `annotated_src.attention.attend`.)
+# add up to the bar of {numref}`fig-llama-votes`. (A hook in front of
+# `out_proj` sees the heads' outputs. Queries and keys are turned after `q_proj` and
+# `k_proj`; for the weights, put a function in the place of
+# `annotated_src.attention.attend`, with `unittest.mock.patch`, as {ref}`ch-reading` does.)
 
 # %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 from unittest.mock import patch
