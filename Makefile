@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(call say,"installing into .venv (a few minutes; 2 GB)")
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+	set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[notebooks,book,test]' \
 	  | grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
 	@touch $(READY)
@@ -39,8 +39,8 @@ test: $(READY) lint weights-if-possible ## Run all tests, with every notebook ru
 	$(call say,"testing the package")
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 	$(call say,"running every notebook again and comparing its outputs")
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --nbval --nbval-current-env \
-	  $$($(BIN)/python notebooks/execute.py --runnable)
+	set -e; chapters=$$($(BIN)/python notebooks/execute.py --runnable); test -n "$$chapters"; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --nbval --nbval-current-env $$chapters
 
 .PHONY: lint
 lint: $(READY) ## Check style (ruff) and types (pyright).

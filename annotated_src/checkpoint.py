@@ -125,9 +125,18 @@ def names_by_layer(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]
 def rename(
     tensors: Iterable[tuple[str, Tensor]], names: Mapping[str, str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Give each tensor our name; one that has none keeps its own."""
+    """Give each tensor our name; one that has none keeps its own.
+
+    Raises:
+        CheckpointError: two tensors would have the same name.
+    """
+    seen = set()
     for name, tensor in tensors:
-        yield names.get(name, name), tensor
+        ours = names.get(name, name)
+        if ours in seen:
+            raise CheckpointError(f"a second tensor for {ours}: {name}")
+        seen.add(ours)
+        yield ours, tensor
 
 
 def assign_strictly(
@@ -152,5 +161,6 @@ def assign_strictly(
     if problems:
         raise CheckpointError("checkpoint and model differ\n  " + "\n  ".join(problems))
     for name in found:
-        found[name] = found[name].to(dtype)
+        # A copy: what was read still lies in the file, which may be written to later.
+        found[name] = found[name].to(dtype, copy=True)
     model.load_state_dict(found, assign=True)

@@ -5,6 +5,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from IPython.core.display import Markdown
 from IPython.core.display_functions import display
 from torch import Tensor
@@ -30,7 +32,13 @@ def confirm(claim: str, holds: bool | Tensor) -> None:
 
     Raises:
         AssertionError: the claim does not hold.
+        TypeError: holds is no bool and no tensor of one bool; a number or a list is
+            no answer to a claim.
     """
-    if not bool(holds):
+    if isinstance(holds, Tensor) and holds.dtype == torch.bool and holds.numel() == 1:
+        holds = bool(holds)
+    if not isinstance(holds, bool | np.bool):
+        raise TypeError(f"a claim is true or false, got {holds!r}")
+    if not holds:
         raise AssertionError(f"does not hold: {claim}")
     print(f"✓ {claim}")  # noqa: T201 - a cell's output is what it is for

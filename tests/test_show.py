@@ -2,6 +2,7 @@ import inspect
 import textwrap
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -68,3 +69,17 @@ def test_confirm_stops_the_notebook(capsys, holds):
     with pytest.raises(AssertionError, match="does not hold: rows sum to one"):
         confirm("rows sum to one", holds)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "holds", [torch.tensor(0.3), torch.tensor([True, True]), "no", [False], bool, 1]
+)
+@pytest.mark.usefixtures("unchecked")
+def test_only_a_bool_answers_a_claim(holds):
+    with pytest.raises(TypeError, match="a claim is true or false"):
+        confirm("water is wet", holds)
+
+
+def test_the_check_of_signatures_is_on():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        masks.causal_mask("three")

