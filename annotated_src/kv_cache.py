@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -54,6 +54,13 @@ class LayerCache:
         self.values[:, :, self.length : end] = values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reorder(self, rows: Int[Tensor, "B"]) -> None:
+        """Let row i go on from what row rows[i] holds: beams change places.
+
+        Source: transformers `Cache.reorder_cache`.
+        """
+        self.keys, self.values = self.keys[rows], self.values[rows]
 
     @property
     def num_bytes(self) -> int:

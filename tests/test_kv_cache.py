@@ -82,3 +82,14 @@ def test_cached_length():
     for layer in cache:
         layer.append(*some(5))
     assert cached_length(cache) == 5
+
+
+def test_rows_change_places():
+    cache = room_for(6)
+    keys, values = some(4)
+    cache.append(keys, values)
+    cache.reorder(torch.tensor([1, 1]))
+    more_keys, more_values = some(1)
+    found_keys, found_values = cache.append(more_keys, more_values)
+    assert torch.equal(found_keys, torch.cat((keys[[1, 1]], more_keys), dim=2))
+    assert torch.equal(found_values, torch.cat((values[[1, 1]], more_values), dim=2))
