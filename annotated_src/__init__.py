@@ -6,19 +6,31 @@ Read the files in this order; each imports only from files above it.
     activations    gelu, silu
     norms          LayerNorm, RMSNorm
     rotary         positions to rotations of queries and keys
-    positions      the number each token gets
+    rotary_2d      two positions a token: each turns half of a head
+    positions      the number, or the two numbers, that each token gets
     masks          which tokens a token may look at
     kv_cache       keys and values of the tokens already seen
+    answer_cache   the same for ChatGLM, and where its answer stands
     feed_forward   FeedForward, GatedFeedForward
     attention      repeat_kv, attend, Attention
+    attention_by_layer  FusedAttention, in an order that float16 can hold
+    prefix_tuning  PrefixEncoder: P-tuning v2
+    quantize       int8 and int4 weights
     models.llama   LlamaConfig, LlamaBlock, Llama, HF_NAMES
+    models.chatglm  ChatGLMConfig, ChatGLMBlock, ChatGLM, HF_NAMES
+    loss           what training makes small
+    blank_infilling  plain text to training examples
     gguf           read a GGUF file
+    shards         the files of a checkpoint
     checkpoint     read, rename and load weights, strictly
+    chatglm_text   ChatGLM's whitespace, prompts and clean-up
+    chatglm_tokenizer  ChatGLM's ids: blanks, padding with masks and positions
     tokenizer      text to ids and back; chat templates
     gguf_to_hf     a GGUF file as a Hugging Face directory
     weights        fetch the real model
     sampling       choose the next token
     generate       prefill, then decode
+    beam_search    several continuations at once
     show           show source in a notebook
     figures        the pictures of the book, and the numbers behind them
 

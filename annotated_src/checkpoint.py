@@ -1,21 +1,15 @@
-"""Read a Hugging Face checkpoint: find the shards, rename, check every tensor."""
+"""Make a model of a checkpoint: rename its tensors, check every one, put them in."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from annotated_src.models import llama
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-
-
-class CheckpointError(ValueError):
-    """The files and the model do not describe the same tensors."""
+from annotated_src.models import chatglm, llama
+from annotated_src.quantize import quantize_linears
+from annotated_src.shards import CheckpointError, read_json, read_tensors
 
 
 class Architecture(NamedTuple):
@@ -24,10 +18,21 @@ class Architecture(NamedTuple):
     config: Any
     model: Any
     names: Mapping[str, str]
+    ignored: tuple[str, ...] = ()  # ends of names; not read if the model lacks them
+    # Stored names of embedding and head, where config.json may leave open whether they
+    # are one matrix: then they are, unless two different ones are stored.
+    embedding_and_head: Collection[str] = ()
 
 
 ARCHITECTURES = {
     "llama": Architecture(llama.LlamaConfig, llama.Llama, llama.HF_NAMES),
+    "chatglm": Architecture(
+        chatglm.ChatGLMConfig,
+        chatglm.ChatGLM,
+        chatglm.HF_NAMES,
+        ignored=chatglm.IGNORED,
+        embedding_and_head=("transformer.word_embeddings.weight", "lm_head.weight"),
+    ),
 }
 """Keyed by the `model_type` of config.json."""
 
@@ -37,8 +42,9 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
 
     Raises:
         FileNotFoundError: no config.json, or no weights.
-        CheckpointError: an unknown model type, a damaged file, or tensors that are
-            missing, unexpected or of another shape (all of them are named).
+        CheckpointError: an unknown model type, a config that lacks a key or asks for
+            what the model does not do, a damaged file, or tensors that are missing,
+            unexpected or of another shape (all of them are named).
     """
     directory = Path(path)
     config = read_json(directory / "config.json")
@@ -47,65 +53,30 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
         known = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{directory}: model_type is {kind!r}, known are {known}")
     architecture = ARCHITECTURES[kind]
+    pair = architecture.embedding_and_head
+    if pair and "tie_word_embeddings" not in config:
+        config["tie_word_embeddings"] = _are_one(directory, pair)
+    bits = config.get("quantization_bit")
     # The meta device has shapes but no memory, so only one copy of the weights exists.
-    with torch.device("meta"):
-        model = architecture.model(architecture.config.from_hf(config))
-    tensors = rename(read_tensors(directory), names_by_layer(model, architecture.names))
-    assign_strictly(model, tensors, dtype)
+    try:
+        with torch.device("meta"):
+            model = architecture.model(architecture.config.from_hf(config))
+            model = quantize_linears(model, bits) if bits else model
+    except ValueError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    names = names_by_layer(model, architecture.names)
+    stored = (
+        (name, tensor)
+        for name, tensor in read_tensors(directory)
+        if name in names or not name.endswith(architecture.ignored)
+    )
+    assign_strictly(model, rename(stored, names), dtype)
     return model.eval()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a file that holds one JSON object.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: it is not a JSON object.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, not an object")
-    return content
-
-
-def shard_paths(directory: Path) -> list[Path]:
-    """List the files that hold the weights: one, or those that the index names.
-
-    Raises:
-        FileNotFoundError: neither index nor single file, or a shard is not there.
-        CheckpointError: the index names no files.
-    """
-    index = directory / INDEX
-    names = [SINGLE]
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{index}: weight_map is {shards!r}, not an object")
-        names = sorted(set(shards.values()))
-    absent = [name for name in names if not (directory / name).exists()]
-    if absent:
-        raise FileNotFoundError(f"not in {directory}: {', '.join(absent)}")
-    return [directory / name for name in names]
-
-
-def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield one tensor at a time, so that two copies of the model never exist at once.
-
-    Raises:
-        CheckpointError: a file is truncated or is not safetensors.
-    """
-    for path in shard_paths(directory):
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - a shard is not a mapping
-                    yield name, shard.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+def _are_one(directory: Path, names: Collection[str]) -> bool:
+    found = [tensor for _, tensor in read_tensors(directory, only=names)]
+    return len(found) < 2 or torch.equal(*found)
 
 
 def names_by_layer(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
@@ -160,7 +131,9 @@ def assign_strictly(
             )
     if problems:
         raise CheckpointError("checkpoint and model differ\n  " + "\n  ".join(problems))
+    buffers = dict(model.named_buffers())  # quantised weights: they keep their dtype
     for name in found:
+        kind = buffers[name].dtype if name in buffers else dtype
         # A copy: what was read still lies in the file, which may be written to later.
-        found[name] = found[name].to(dtype, copy=True)
+        found[name] = found[name].to(kind, copy=True)
     model.load_state_dict(found, assign=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from annotated_src.checkpoint import load_model
@@ -28,11 +28,14 @@ def generate(
     max_new_tokens: int,
     sampler: Sampler = greedy,
     stop_ids: Collection[int] = (),
+    positions: Int[Tensor, "B rows T"] | None = None,
+    mask: Bool[Tensor, "B 1 T T"] | None = None,
 ) -> Int[Tensor, "B S"]:
     """Return the prompt and its continuation.
 
     It ends when every row has drawn a stop id, or after max_new_tokens. A row that ends
-    before the others repeats its stop id.
+    before the others repeats its stop id. ChatGLM takes positions and mask of a padded
+    prompt from its tokenizer.
 
     Raises:
         ValueError: an empty prompt, an id outside the vocabulary, or more tokens in all
@@ -41,7 +44,13 @@ def generate(
     Source: transformers `GenerationMixin._sample`.
     """
     steps = generate_stream(
-        model, tokens, max_new_tokens=max_new_tokens, sampler=sampler, stop_ids=stop_ids
+        model,
+        tokens,
+        max_new_tokens=max_new_tokens,
+        sampler=sampler,
+        stop_ids=stop_ids,
+        positions=positions,
+        mask=mask,
     )
     return torch.cat([tokens, *(step[:, None] for step in steps)], dim=1)
 
@@ -53,6 +62,8 @@ def generate_stream(
     max_new_tokens: int,
     sampler: Sampler = greedy,
     stop_ids: Collection[int] = (),
+    positions: Int[Tensor, "B rows T"] | None = None,
+    mask: Bool[Tensor, "B 1 T T"] | None = None,
 ) -> Iterator[Int[Tensor, "B"]]:
     """Yield each new column of `generate` as soon as it is known."""
     if tokens.ndim != 2:
@@ -65,7 +76,9 @@ def generate_stream(
             f"prompt {prompt} + max_new_tokens {max_new_tokens} must be "
             f"0 to {limit} tokens (max_seq_len)"
         )
-    return _decode(model, tokens, max_new_tokens, sampler, list(stop_ids))
+    given = {"positions": positions, "mask": mask}
+    given = {name: value for name, value in given.items() if value is not None}
+    return _decode(model, tokens, max_new_tokens, sampler, list(stop_ids), given)
 
 
 @torch.inference_mode()
@@ -75,6 +88,7 @@ def _decode(
     max_new_tokens: int,
     sampler: Sampler,
     stop_ids: list[int],
+    given: dict[str, Tensor],
 ) -> Iterator[Tensor]:
     cache = model.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
     stops = torch.tensor(stop_ids, dtype=tokens.dtype, device=tokens.device)
@@ -82,13 +96,13 @@ def _decode(
     last = tokens[:, -1]
     step = tokens  # first the prefill: the whole prompt; from then on, one token
     for _ in range(max_new_tokens):
-        logits = model(step, cache)[:, -1]
+        logits = model(step, cache, **given)[:, -1]
         last = torch.where(ended, last, sampler(logits))
         yield last
         ended = torch.isin(last, stops)  # a row that had ended repeats its stop id
         if ended.all():
             return
-        step = last[:, None]
+        step, given = last[:, None], {}
 
 
 def main() -> None:

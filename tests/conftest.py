@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import gguf
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -20,6 +21,9 @@ from transformers.utils import logging
 
 # From here on every signature of the package is checked when it is called.
 jaxtyping.install_import_hook("annotated_src", "beartype.beartype")
+# The same examples in every run; no deadline, since the first call may be slow.
+hypothesis.settings.register_profile("here", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("here")
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 

@@ -6,16 +6,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from annotated_src.checkpoint import (
-    INDEX,
-    CheckpointError,
     assign_strictly,
     load_model,
     names_by_layer,
-    read_tensors,
     rename,
-    shard_paths,
 )
 from annotated_src.models.llama import HF_NAMES, Llama
+from annotated_src.shards import CheckpointError, read_tensors, shard_paths
+
+INDEX = "model.safetensors.index.json"
 
 GATE = "model.layers.1.mlp.gate_proj.weight"
 

@@ -1,10 +1,12 @@
 """The map of the whole model, with the part that a chapter is about lit."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
 WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT = 480.0, 74.0, 230.0, 30.0
 CENTRE = LEFT + BOX_WIDTH / 2
+BLUE = "#0072B2"
 GAP, WIDE_GAP = 14.0, 40.0  # below a row; the wide one holds the plus of a residual
 
 
@@ -31,29 +33,57 @@ ROWS = (
     Row((("head", "head"),), "(B, T, V)"),
 )
 HALVES = ((1, 6), (7, 9))  # the rows that each residual passes by
-PARTS = tuple(dict.fromkeys(part for row in ROWS for part, _ in row.boxes))
+
+CHATGLM_ROWS = (
+    Row((("embedding", "embedding"),), "(B, T, D)"),
+    Row((("norms", "LayerNorm"),), "(B, T, D)"),
+    Row((("attention", "one product: q, k, v"),), "(B, N, T, 3H)"),
+    Row((("positions", "place"), ("positions", "step")), "(B, 2, T)"),
+    Row((("rope", "turn q, k: ½ each"),), "q, k (B, N, T, H)"),
+    Row((("prefix", "KV cache, prefix first"),), "k, v (B, N, S, H)"),
+    Row((("scores", "scores / l"), ("mask", "mask")), "(B, N, T, S)"),
+    Row((("scores", "× l, softmax"),), "(B, N, T, S)"),
+    Row((("attention", "weigh values, project"),), "(B, T, D)", adds=True),
+    Row((("norms", "LayerNorm"),), "(B, T, D)"),
+    Row((("ffn", "up"), ("ffn", "gelu"), ("ffn", "down")), "(B, T, D)", adds=True),
+    Row((("norms", "LayerNorm"),), "(B, T, D)"),
+    Row((("head", "head"),), "(B, T, V)"),
+)
+CHATGLM_HALVES = ((2, 8), (10, 10))  # here they start behind the norm
+
+
+def parts_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Name every part once, from top to bottom."""
+    return tuple(dict.fromkeys(part for row in rows for part, _ in row.boxes))
 
 
 class ModelMap:
     """An SVG that a notebook displays; it takes the page's text colour.
 
-    lit names parts of PARTS, or "everything".
+    lit names parts of the model, or "everything".
 
     Raises:
         ValueError: no such part.
     """
 
+    rows: Sequence[Row] = ROWS
+    halves = HALVES
+    frame = (1, 9)  # the rows that repeat
+    scale = ""  # of the residual
+    extra_parts: tuple[str, ...] = ()  # lit without a box
+
     def __init__(self, *lit: str) -> None:
-        unknown = [part for part in lit if part not in (*PARTS, "everything")]
+        parts = (*parts_of(self.rows), *self.extra_parts)
+        unknown = [part for part in lit if part not in (*parts, "everything")]
         if unknown:
-            raise ValueError(f"no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
-        self.lit = set(PARTS) if "everything" in lit else set(lit)
+            raise ValueError(f"no part {unknown[0]!r}; parts are {', '.join(parts)}")
+        self.lit = set(parts) if "everything" in lit else set(lit)
 
     def __repr__(self) -> str:
-        return f"ModelMap({', '.join(sorted(self.lit))})"
+        return f"{type(self).__name__}({', '.join(sorted(self.lit))})"
 
     def _repr_html_(self) -> str:
-        tops = _tops()
+        tops = _tops(self.rows)
         height = tops[-1] + BOX_HEIGHT + 46
         label = "Map of a decoder, from token ids to logits. Lit: " + (
             ", ".join(sorted(self.lit)) or "nothing"
@@ -66,8 +96,8 @@ class ModelMap:
                 f"<title>{escape(label)}</title>",
                 _text(CENTRE, 22.0, "token ids (B, T)"),
                 _arrow(28.0, tops[0]),
-                *(self._row(*at) for at in zip(ROWS, tops, strict=True)),
-                *_block(tops),
+                *(self._row(*at) for at in zip(self.rows, tops, strict=True)),
+                *self._block(tops),
                 _text(CENTRE, height - 10, "logits, one row per token"),
                 "</svg>",
             ]
@@ -79,7 +109,7 @@ class ModelMap:
         for i, (part, words) in enumerate(row.boxes):
             x = LEFT + i * (width + 6)
             lit = part in self.lit
-            fill, ink = ("#0072B2", "#ffffff") if lit else ("none", "currentColor")
+            fill, ink = (BLUE, "#ffffff") if lit else ("none", "currentColor")
             drawn.append(
                 f'<rect x="{x:.1f}" y="{top:g}" width="{width:.1f}" '
                 f'height="{BOX_HEIGHT:g}" rx="5" stroke="currentColor" fill="{fill}"/>'
@@ -93,35 +123,50 @@ class ModelMap:
             drawn.append(_arrow(bottom, bottom + GAP))
         return "\n".join(drawn)
 
+    def _block(self, tops: list[float]) -> list[str]:
+        """Draw the frame of what repeats, and the residual past each half of it."""
+        drawn = []
+        lit = "residual" in self.lit and self.extra_parts
+        ink = BLUE if lit else "currentColor"
+        for first, last in self.halves:
+            start, plus = tops[first] - 7, tops[last] + BOX_HEIGHT + 15
+            drawn.append(
+                f'<path d="M {CENTRE:g} {start:g} H {LEFT - 16:g} V {plus:g} '
+                f'H {CENTRE - 10:g}" fill="none" stroke="{ink}" '
+                f'stroke-width="{4 if lit else 2.5}"/>'
+            )
+            if self.scale:
+                drawn.append(_text(LEFT + 44, plus + 15, self.scale, 13))
+            drawn.append(
+                f'<circle cx="{CENTRE:g}" cy="{plus:g}" r="10" fill="none" '
+                f'stroke="currentColor"/>' + _text(CENTRE, plus + 5.5, "+", 17)
+            )
+        top = tops[self.frame[0]] - 11
+        bottom = tops[self.frame[1]] + BOX_HEIGHT + 33
+        drawn.append(
+            f'<rect x="{LEFT - 28:g}" y="{top:g}" width="{BOX_WIDTH + 40:g}" '
+            f'height="{bottom - top:g}" rx="9" fill="none" '
+            f'stroke="currentColor" stroke-dasharray="4 4"/>'
+        )
+        drawn.append(_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
+        return drawn
 
-def _tops() -> list[float]:
+
+class ChatGLMMap(ModelMap):
+    """The same for ChatGLM; "residual" lights the lines past the blocks."""
+
+    rows = CHATGLM_ROWS
+    halves = CHATGLM_HALVES
+    frame = (1, 10)
+    scale = "× α"
+    extra_parts = ("residual",)
+
+
+def _tops(rows: Sequence[Row]) -> list[float]:
     tops = [42.0]
-    for row in ROWS[:-1]:
+    for row in rows[:-1]:
         tops.append(tops[-1] + BOX_HEIGHT + (WIDE_GAP if row.adds else GAP))
     return tops
-
-
-def _block(tops: list[float]) -> list[str]:
-    """Draw the frame of what repeats, and the residual stream past each half of it."""
-    drawn = []
-    for first, last in HALVES:
-        start, plus = tops[first] - 7, tops[last] + BOX_HEIGHT + 15
-        drawn.append(
-            f'<path d="M {CENTRE:g} {start:g} H {LEFT - 16:g} V {plus:g} '
-            f'H {CENTRE - 10:g}" fill="none" stroke="currentColor" stroke-width="2.5"/>'
-        )
-        drawn.append(
-            f'<circle cx="{CENTRE:g}" cy="{plus:g}" r="10" fill="none" '
-            f'stroke="currentColor"/>' + _text(CENTRE, plus + 5.5, "+", 17)
-        )
-    top, bottom = tops[HALVES[0][0]] - 11, tops[HALVES[-1][1]] + BOX_HEIGHT + 30
-    drawn.append(
-        f'<rect x="{LEFT - 28:g}" y="{top:g}" width="{BOX_WIDTH + 40:g}" '
-        f'height="{bottom - top:g}" rx="9" fill="none" '
-        f'stroke="currentColor" stroke-dasharray="4 4"/>'
-    )
-    drawn.append(_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
-    return drawn
 
 
 def _text(

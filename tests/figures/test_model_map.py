@@ -4,7 +4,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from annotated_src.figures.model_map import BOX_HEIGHT, PARTS, ROWS, ModelMap
+from annotated_src.figures.model_map import (
+    BOX_HEIGHT,
+    ChatGLMMap,
+    ModelMap,
+    parts_of,
+)
 from annotated_src.figures.style import panels
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -19,20 +24,35 @@ def boxes(model_map):
     return root, found
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_exactly_the_boxes_of_a_part_are_lit(part):
-    _, drawn = boxes(ModelMap(part))
+each_map = pytest.mark.parametrize("draw", [ModelMap, ChatGLMMap])
+
+
+@pytest.mark.parametrize(
+    ("draw", "part"),
+    [(m, part) for m in (ModelMap, ChatGLMMap) for part in parts_of(m.rows)],
+)
+def test_exactly_the_boxes_of_a_part_are_lit(draw, part):
+    _, drawn = boxes(draw(part))
     lit = [box["fill"] != "none" for box in drawn]
-    assert lit == [name == part for row in ROWS for name, _ in row.boxes]
+    assert lit == [name == part for row in draw.rows for name, _ in row.boxes]
 
 
-def test_everything_lights_everything():
-    _, drawn = boxes(ModelMap("everything"))
+@each_map
+def test_everything_lights_everything(draw):
+    _, drawn = boxes(draw("everything"))
     assert all(box["fill"] != "none" for box in drawn)
 
 
-def test_boxes_do_not_overlap_and_stay_inside():
-    root, drawn = boxes(ModelMap())
+def test_the_residual_of_chatglm_is_a_part_too():
+    assert "#0072B2" in ChatGLMMap("residual")._repr_html_()
+    assert "#0072B2" not in ChatGLMMap()._repr_html_()
+    with pytest.raises(ValueError, match="no part 'residual'"):
+        ModelMap("residual")
+
+
+@each_map
+def test_boxes_do_not_overlap_and_stay_inside(draw):
+    root, drawn = boxes(draw())
     width, height = (float(n) for n in root.attrib["viewBox"].split()[2:])
     corners = [(float(b["x"]), float(b["y"]), float(b["width"])) for b in drawn]
     for i, (x, y, w) in enumerate(corners):
