@@ -68,6 +68,10 @@ weights-if-possible: $(READY)
 	@$(BIN)/python -m annotated_src.weights \
 	  || $(BIN)/python notebooks/execute.py --runnable > /dev/null
 
+.PHONY: equality
+equality: $(READY) ## Write the book's table of equality with the original ChatGLM-6B.
+	WRITE_EQUALITY=1 $(BIN)/python -m pytest tests/test_golden.py -q
+
 .PHONY: bench
 bench: $(READY) weights-if-possible ## Measure tokens a second of the real model on this machine.
 	$(BIN)/python tests/bench.py

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
 from annotated_src.checkpoint import load_model
 from annotated_src.sampling import greedy
-from annotated_src.tokenizer import TextTokenizer, stream_text
+from annotated_src.tokenizer import load_tokenizer, stream_text
 from annotated_src.weights import WeightsError, smollm2
 
 Sampler = Callable[[Float[Tensor, "B V"]], Int[Tensor, "B"]]
@@ -115,10 +116,19 @@ def main() -> None:
     try:
         directory = options.path or smollm2()
         model = load_model(directory)
-        tokenizer = TextTokenizer.from_pretrained(directory)
+        tokenizer = load_tokenizer(directory)
         tokens = tokenizer.chat([{"role": "user", "content": options.prompt}])
-        limits = {"max_new_tokens": options.max_new_tokens}
-        new_ids = generate_stream(model, tokens, stop_ids=[tokenizer.eos_id], **limits)
+        given = {}
+        if isinstance(tokenizer, ChatGLMTokenizer):
+            _, positions, mask = tokenizer.pad([tokens])
+            given = {"positions": positions, "mask": mask}
+        new_ids = generate_stream(
+            model,
+            tokens,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=[tokenizer.eos_id],
+            **given,
+        )
         for piece in stream_text(tokenizer, (int(row) for row in new_ids)):
             sys.stdout.write(piece)
             sys.stdout.flush()

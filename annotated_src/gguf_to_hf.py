@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from annotated_src.gguf import GGUF, GGUFError, read_gguf
 from annotated_src.models.llama import HF_NAMES
 from annotated_src.rotary import rows_to_half_split
-from annotated_src.tokenizer import tokenizer_from_gguf
 
 FILES = (
     "config.json",
@@ -21,6 +21,9 @@ FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+DIGITS_ONE_BY_ONE = ("smollm",)  # values of tokenizer.ggml.pre read here
 
 # Ours to GGUF's, beside HF_NAMES: ours to Hugging Face's.
 GGUF_NAMES = {
@@ -100,6 +103,39 @@ def hf_tokenizer_config(m: Mapping[str, Any]) -> dict[str, str]:
         for role, key in roles.items()
     }
     return named | {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Rebuild the byte-level BPE tokenizer that a GGUF file's metadata describes.
+
+    Raises:
+        ValueError: another kind of tokenizer.
+
+    Source: ggml `docs/gguf.md`, tokenizer; llama.cpp `LLAMA_VOCAB_PRE_TYPE_SMOLLM`.
+    """
+    model, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
+    if model != "gpt2" or pre not in DIGITS_ONE_BY_ONE:
+        raise ValueError(
+            f"tokenizer is {model!r} with pre-tokenizer {pre!r}, "
+            f"expected 'gpt2' with one of {DIGITS_ONE_BY_ONE}"
+        )
+    tokens = metadata["tokenizer.ggml.tokens"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, kind in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True):
+        if kind == CONTROL:
+            tokenizer.add_special_tokens([AddedToken(token, special=True)])
+        elif kind == USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+    return tokenizer
 
 
 def _hf_tensors(

@@ -77,7 +77,7 @@ def blank_positions(
     Row 0 counts through the context and then stays at the mask. Row 1 is 0 in the
     context, then counts from 1, which `<sop>` has.
 
-    Source: Du et al. 2022, section 2.1; ChatGLM-6B `get_position_ids`.
+    Source: Du et al. 2022, section 2.2.1; ChatGLM-6B `get_position_ids`.
     """
     index = torch.arange(num_tokens, device=contexts.device)  # (T)
     in_answer = index >= contexts[:, None]  # (B, T)

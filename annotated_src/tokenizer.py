@@ -2,19 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import jinja2.sandbox
 import torch
 from jaxtyping import Int
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from annotated_src.checkpoint import read_json
+from annotated_src.chatglm_tokenizer import MODEL_FILE, ChatGLMTokenizer
+from annotated_src.shards import read_json
 
-CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-DIGITS_ONE_BY_ONE = ("smollm",)  # values of tokenizer.ggml.pre read here
 # What bytes that are not yet a character decode to.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -62,6 +60,10 @@ class TextTokenizer:
         """Turn ids into text, special tokens left out."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def settled(self, text: str) -> str:
+        """Return the text: more ids change nothing of it."""
+        return text
+
     def chat(self, messages: Sequence[Mapping[str, str]]) -> Int[Tensor, "1 T"]:
         """Turn a conversation into ids, ending where the assistant's answer begins.
 
@@ -71,6 +73,20 @@ class TextTokenizer:
         if self.chat_template is None:
             raise ValueError("this tokenizer has no chat template")
         return self.encode(render_chat(self.chat_template, messages))
+
+
+def load_tokenizer(path: Path | str) -> TextTokenizer | ChatGLMTokenizer:
+    """Read the tokenizer that a directory holds.
+
+    Raises:
+        FileNotFoundError: it holds none, or lacks a file beside it.
+        ValueError: a file is damaged.
+    """
+    kinds = {"tokenizer.json": TextTokenizer, MODEL_FILE: ChatGLMTokenizer}
+    for name, kind in kinds.items():
+        if (Path(path) / name).exists():
+            return kind.from_pretrained(path)
+    raise FileNotFoundError(f"no {' and no '.join(kinds)} in {path}")
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
@@ -103,11 +119,13 @@ def render_chat(template: str, messages: Sequence[Mapping[str, str]]) -> str:
         raise ValueError(f"chat template: {error}") from error
 
 
-def stream_text(tokenizer: TextTokenizer, ids: Iterable[int]) -> Iterator[str]:
+def stream_text(
+    tokenizer: TextTokenizer | ChatGLMTokenizer, ids: Iterable[int]
+) -> Iterator[str]:
     """Yield text as ids arrive, never half a character.
 
     A character can span several ids (an emoji takes up to four bytes), so text is held
-    back while its last character is incomplete.
+    back while its last character is incomplete, or while the tokenizer may change it.
     """
     seen: list[int] = []
     shown = ""
@@ -115,39 +133,7 @@ def stream_text(tokenizer: TextTokenizer, ids: Iterable[int]) -> Iterator[str]:
         seen.append(token)
         text = tokenizer.decode(seen)
         if not text.endswith(REPLACEMENT):
+            text = tokenizer.settled(text)
             yield text[len(shown) :]
             shown = text
     yield tokenizer.decode(seen)[len(shown) :]
-
-
-def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Rebuild the byte-level BPE tokenizer that a GGUF file's metadata describes.
-
-    Raises:
-        ValueError: another kind of tokenizer.
-
-    Source: ggml `docs/gguf.md`, tokenizer; llama.cpp `LLAMA_VOCAB_PRE_TYPE_SMOLLM`.
-    """
-    model, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
-    if model != "gpt2" or pre not in DIGITS_ONE_BY_ONE:
-        raise ValueError(
-            f"tokenizer is {model!r} with pre-tokenizer {pre!r}, "
-            f"expected 'gpt2' with one of {DIGITS_ONE_BY_ONE}"
-        )
-    tokens = metadata["tokenizer.ggml.tokens"]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True):
-        if kind == CONTROL:
-            tokenizer.add_special_tokens([AddedToken(token, special=True)])
-        elif kind == USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, normalized=False)])
-    return tokenizer

@@ -1,16 +1,20 @@
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from annotated_src import generate as module
-from annotated_src.checkpoint import load_model
+from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
+from annotated_src.checkpoint import load_model, names_by_layer
 from annotated_src.generate import generate, generate_stream, main
 from annotated_src.gguf_to_hf import convert_gguf
+from annotated_src.models.chatglm import HF_NAMES, ChatGLM, ChatGLMConfig
 from annotated_src.tokenizer import TextTokenizer
 
 
@@ -254,6 +258,56 @@ def test_main_on_a_damaged_tokenizer(folder, monkeypatch, capsys, name):
         run_main(monkeypatch, folder, "hi")
     assert caught.value.code == 1
     assert name in capsys.readouterr().err
+
+
+@pytest.fixture
+def chatglm(tmp_path):
+    """A random ChatGLM over the toy tokenizer, in the original's files."""
+    golden = Path(__file__).parent / "golden" / "chatglm6b"
+    shutil.copy(golden / "toy_ice_text.model", tmp_path / "ice_text.model")
+    record = json.loads((golden / "tokenizer.json").read_text("utf-8"))
+    names = record["tokenizer_config_of_6b"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names), "utf-8")
+    config = {
+        "model_type": "chatglm",
+        "vocab_size": record["vocab_size"],
+        "num_layers": 2,
+        "hidden_size": 24,
+        "num_attention_heads": 2,
+        "inner_hidden_size": 40,
+        "max_sequence_length": 60,
+        "layernorm_epsilon": 1e-5,
+        "bos_token_id": 8,
+        "eos_token_id": 9,
+        "mask_token_id": 4,
+        "gmask_token_id": 5,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    model = ChatGLM(ChatGLMConfig.from_hf(config))
+    names, weights = names_by_layer(model, HF_NAMES), model.state_dict()
+    stored = {theirs: weights[ours] * 5 for theirs, ours in names.items()}
+    torch.save(stored, tmp_path / "pytorch_model.bin")
+    return tmp_path
+
+
+@pytest.mark.parametrize("prompt", ["你好", "the quick [MASK] fox"])
+def test_main_answers_with_chatglm(chatglm, monkeypatch, capsys, prompt):
+    """Where the text has a [MASK] of its own, the tokenizer's positions count."""
+    run_main(monkeypatch, chatglm, prompt, "--max-new-tokens", "12")
+    model, tokenizer = load_model(chatglm), ChatGLMTokenizer.from_pretrained(chatglm)
+    tokens, positions, mask = tokenizer.pad([tokenizer.encode(prompt)])
+    stops = [tokenizer.eos_id]
+    ids = generate(
+        model,
+        tokens,
+        max_new_tokens=12,
+        stop_ids=stops,
+        positions=positions,
+        mask=mask,
+    )
+    expected = tokenizer.decode(ids[0, tokens.shape[1] :])
+    assert len(expected) > 3
+    assert capsys.readouterr().out == expected + "\n"
 
 
 def test_it_runs_as_a_command():

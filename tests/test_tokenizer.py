@@ -9,13 +9,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from annotated_src.gguf import read_gguf
-from annotated_src.gguf_to_hf import convert_gguf
-from annotated_src.tokenizer import (
-    TextTokenizer,
-    render_chat,
-    stream_text,
-    tokenizer_from_gguf,
-)
+from annotated_src.gguf_to_hf import convert_gguf, tokenizer_from_gguf
+from annotated_src.tokenizer import TextTokenizer, render_chat, stream_text
 
 TEXTS = [
     "The for statement is used to iterate, isn't it?",
