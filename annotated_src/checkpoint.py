@@ -53,17 +53,7 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
         known = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{directory}: model_type is {kind!r}, known are {known}")
     architecture = ARCHITECTURES[kind]
-    pair = architecture.embedding_and_head
-    if pair and "tie_word_embeddings" not in config:
-        config["tie_word_embeddings"] = _are_one(directory, pair)
-    bits = config.get("quantization_bit")
-    # The meta device has shapes but no memory, so only one copy of the weights exists.
-    try:
-        with torch.device("meta"):
-            model = architecture.model(architecture.config.from_hf(config))
-            model = quantize_linears(model, bits) if bits else model
-    except ValueError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+    model = _without_weights(architecture, config, directory)
     names = names_by_layer(model, architecture.names)
     stored = (
         (name, tensor)
@@ -72,6 +62,21 @@ def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     )
     assign_strictly(model, rename(stored, names), dtype)
     return model.eval()
+
+
+def _without_weights(
+    architecture: Architecture, config: dict[str, Any], directory: Path
+) -> nn.Module:
+    pair, bits = architecture.embedding_and_head, config.get("quantization_bit")
+    if pair and "tie_word_embeddings" not in config:
+        config["tie_word_embeddings"] = _are_one(directory, pair)
+    try:
+        # The meta device has shapes but no memory: only one copy of the weights exists.
+        with torch.device("meta"):
+            model = architecture.model(architecture.config.from_hf(config))
+            return quantize_linears(model, bits) if bits else model
+    except ValueError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
 
 
 def _are_one(directory: Path, names: Collection[str]) -> bool:

@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_multitoc_numbering",  # chapters count on from part to part
     "sphinxcontrib.bibtex",
     "sphinx-mathjax-offline",
     "accessible",

@@ -142,7 +142,7 @@ class ModelMap:
                 f'stroke="currentColor"/>' + _text(CENTRE, plus + 5.5, "+", 17)
             )
         top = tops[self.frame[0]] - 11
-        bottom = tops[self.frame[1]] + BOX_HEIGHT + 33
+        bottom = tops[self.frame[1]] + BOX_HEIGHT + (33 if self.scale else 30)
         drawn.append(
             f'<rect x="{LEFT - 28:g}" y="{top:g}" width="{BOX_WIDTH + 40:g}" '
             f'height="{bottom - top:g}" rx="9" fill="none" '

@@ -50,18 +50,20 @@ import torch
 import transformers
 
 from annotated_src.checkpoint import (
-    CheckpointError,
     assign_strictly,
     load_model,
     names_by_layer,
-    read_json,
-    read_tensors,
     rename,
-    shard_paths,
 )
 from annotated_src.figures import llama as figures
 from annotated_src.generate import generate
 from annotated_src.models.llama import HF_NAMES, Llama, LlamaBlock, LlamaConfig
+from annotated_src.shards import (
+    CheckpointError,
+    read_json,
+    read_tensors,
+    shard_paths,
+)
 from annotated_src.show import confirm, show
 from annotated_src.tokenizer import TextTokenizer
 from annotated_src.weights import smollm2
