@@ -40,7 +40,7 @@ def mask_span(
         ValueError: an empty span, one that is not inside the text, or a special id in
             the text.
 
-    Source: Du et al. 2022, section 2.1; ChatGLM-6B `ptuning/main.py`, labels.
+    Source: Du et al. 2022, section 2.1.1; ChatGLM-6B `ptuning/main.py`, labels.
     """
     if not 0 <= start < end <= len(text_ids):
         raise ValueError(
@@ -61,7 +61,7 @@ def mask_rest(
         ValueError: nothing is left to ask for, start is negative, or a special id is in
             the text.
 
-    Source: Du et al. 2022, section 2.2, document-level; ChatGLM-6B `ptuning/main.py`.
+    Source: Du et al. 2022, section 2.1.2, document-level.
     """
     if not 0 <= start < len(text_ids):
         raise ValueError(f"start must be 0 to {len(text_ids) - 1}, got {start}")
@@ -84,7 +84,7 @@ def draw_example(
     Raises:
         ValueError: an empty text, or a special id in it.
 
-    Source: Du et al. 2022, sections 2.1 and 2.2.
+    Source: Du et al. 2022, sections 2.1.1 and 2.1.2.
     """
     size = len(text_ids)
     if size == 0:
