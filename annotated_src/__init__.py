@@ -31,6 +31,7 @@ Read the files in this order; each imports only from files above it.
     sampling       choose the next token
     generate       prefill, then decode
     beam_search    several continuations at once
+    golden         what the original ChatGLM-6B computed
     show           show source in a notebook
     figures        the pictures of the book, and the numbers behind them
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from annotated_src import attention_by_layer as by_layer
 from annotated_src import chatglm_text
+from annotated_src import golden as package_golden
 from annotated_src.activations import gelu_tanh
 from annotated_src.beam_search import beam_search
 from annotated_src.blank_infilling import mask_rest, mask_span, pad_right
@@ -58,7 +59,7 @@ from annotated_src.sampling import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "tests" / "golden" / "chatglm6b"
+FOLDER = package_golden.GOLDEN
 PAGE = ROOT / "book" / "equality.md"
 META = json.loads((FOLDER / "meta.json").read_text("utf-8"))
 C = META["config"]
@@ -753,6 +754,23 @@ def test_ours_equals_the_original(compute, file, name):
     if not wanted.dtype.is_floating_point:
         atol = rtol = 0.0
     torch.testing.assert_close(found, wanted, atol=atol, rtol=rtol)
+
+
+def test_the_book_s_golden_model_is_the_loaded_one(make_model):
+    tokens = golden("ids")["gmask_train/input_ids"]
+    for dtype in DTYPES.values():
+        found = package_golden.golden_model(dtype)
+        assert torch.equal(found(tokens), make_model(dtype)(tokens))
+        assert not any(weight.requires_grad for weight in found.parameters())
+    one_row = package_golden.golden_model(position_encoding_2d=False)
+    assert one_row.config.position_rows == 1
+
+
+def test_a_golden_file_that_is_not_there():
+    with pytest.raises(
+        ValueError, match=r"no golden file 'words', there are components"
+    ):
+        package_golden.golden("words")
 
 
 @pytest.mark.parametrize("file", GROUPS)

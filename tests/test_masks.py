@@ -86,7 +86,7 @@ def test_the_polarities_turn_into_each_other():
     assert not (masked & visible).any()
     assert (masked | visible).all()
     assert torch.equal(visible_to_masked(masked), visible)
-    for hidden in (-torch.inf, -10000.0):
+    for hidden in (-torch.inf, -10000.0, -0.5):
         additive = visible_to_additive(visible, hidden)
         assert (additive[visible] == 0).all()
         assert (additive[masked] == hidden).all()

@@ -44,10 +44,9 @@ from functools import partial
 import torch
 
 from annotated_src.blank_infilling import draw_example, mask_rest, mask_span, pad_right
-from annotated_src.checkpoint import names_by_layer
 from annotated_src.figures import blanks as figures
+from annotated_src.golden import GOLDEN, golden, golden_config, golden_model
 from annotated_src.loss import IGNORE, next_token_loss
-from annotated_src.models.chatglm import HF_NAMES, ChatGLM, ChatGLMConfig
 from annotated_src.positions import (
     BlankIds,
     blank_positions,
@@ -55,7 +54,7 @@ from annotated_src.positions import (
     mask_positions,
     prompt_positions,
 )
-from annotated_src.show import GOLDEN, confirm, golden, show
+from annotated_src.show import confirm, show
 
 # %% [markdown]
 # ## Learning to fill a blank
@@ -351,13 +350,7 @@ confirm(
 # first word is chosen.
 
 # %%
-settings = json.loads((GOLDEN / "meta.json").read_text("utf-8"))["config"]
-model = ChatGLM(ChatGLMConfig.from_hf({**settings, "tie_word_embeddings": False}))
-names = names_by_layer(model, HF_NAMES)  # the original's names to ours
-weights = golden("weights").items()
-model.load_state_dict({names[n]: w for n, w in weights if n in names})
-model = model.eval().requires_grad_(False)
-
+model, settings = golden_model(), golden_config()
 G = model.config.blank_ids  # its special ids
 G_EOP, G_PAD = settings["eos_token_id"], settings["pad_token_id"]
 close = partial(torch.allclose, rtol=0, atol=1e-4)  # meta.json's tolerance

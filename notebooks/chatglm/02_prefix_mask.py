@@ -38,7 +38,6 @@ ChatGLMMap("mask")
 # :::
 
 # %%
-import json
 import math
 from functools import partial
 
@@ -50,8 +49,8 @@ from annotated_src.answer_cache import AnswerCache
 from annotated_src.attention import attend
 from annotated_src.attention_by_layer import attend_by_layer
 from annotated_src.chatglm_text import chat_prompt
-from annotated_src.checkpoint import names_by_layer
 from annotated_src.figures import prefix_mask as figures
+from annotated_src.golden import golden, golden_config, golden_model
 from annotated_src.loss import next_token_loss
 from annotated_src.masks import (
     additive_to_visible,
@@ -61,9 +60,9 @@ from annotated_src.masks import (
     visible_to_additive,
     visible_to_masked,
 )
-from annotated_src.models.chatglm import HF_NAMES, ChatGLM, ChatGLMConfig
+from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
 from annotated_src.positions import BlankIds, context_lengths, prompt_positions
-from annotated_src.show import GOLDEN, confirm, golden, show
+from annotated_src.show import confirm, show
 
 _ = torch.manual_seed(0)
 close = partial(torch.allclose, rtol=0, atol=1e-4)
@@ -313,15 +312,9 @@ for context, mask, size in zip(flow.contexts, flow.masks, flow.sizes, strict=Tru
 # are random too, but ours and the original's are the same numbers.
 
 # %%
-settings = json.loads((GOLDEN / "meta.json").read_text("utf-8"))["config"]
-config = ChatGLMConfig.from_hf({**settings, "tie_word_embeddings": False})
-model = ChatGLM(config)
-names = names_by_layer(model, HF_NAMES)  # the original's names to ours
-weights = golden("weights").items()
-model.load_state_dict({names[n]: w for n, w in weights if n in names})
-model = model.requires_grad_(False).eval()
-ids = config.blank_ids
-GMASK, SOP, PAD = ids.gmask, ids.sop, settings["pad_token_id"]
+model = golden_model()
+config, ids = model.config, model.config.blank_ids
+GMASK, SOP, PAD = ids.gmask, ids.sop, golden_config()["pad_token_id"]
 
 
 def keys_of(tokens, mask=None):

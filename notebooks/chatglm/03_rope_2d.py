@@ -37,7 +37,6 @@ ChatGLMMap("rope")
 # :::
 
 # %%
-import json
 import math
 from functools import partial
 
@@ -46,8 +45,9 @@ from torch.nn import functional as F
 
 from annotated_src.checkpoint import names_by_layer
 from annotated_src.figures import rope_2d as figures
+from annotated_src.golden import golden, golden_model
 from annotated_src.masks import prefix_mask
-from annotated_src.models.chatglm import HF_NAMES, ChatGLM, ChatGLMConfig
+from annotated_src.models.chatglm import HF_NAMES
 from annotated_src.positions import context_lengths, prompt_positions
 from annotated_src.rotary import (
     apply_rotary,
@@ -63,7 +63,7 @@ from annotated_src.rotary_2d import (
     rotation,
     table_rows,
 )
-from annotated_src.show import GOLDEN, confirm, golden, show
+from annotated_src.show import confirm, show
 
 torch.manual_seed(0)
 F64 = torch.float64
@@ -574,19 +574,8 @@ for dtype, theirs in components.items():
 # Next both halves at once, inside a layer: queries and keys of layer 1 after turning,
 # for three rows with three different blanks. This needs the weights.
 
-
 # %%
-def original_weights(dtype):
-    """The small model whose outputs the original computed."""
-    config = json.loads((GOLDEN / "meta.json").read_text("utf-8"))["config"]
-    model = ChatGLM(ChatGLMConfig.from_hf(config | {"tie_word_embeddings": False}))
-    names = names_by_layer(model, HF_NAMES)
-    stored = golden("weights").items()
-    model.load_state_dict({names[n]: w.float() for n, w in stored if n in names})
-    return model.to(dtype).eval().requires_grad_(False)
-
-
-models = {dtype: original_weights(dtype) for dtype in components}
+models = {dtype: golden_model(dtype) for dtype in components}
 for dtype, atol in ((torch.float32, 5e-5), (torch.float16, 1e-2)):
     theirs, attention = components[dtype], models[dtype].blocks[1].attention
     hidden = theirs["block/input_layernorm"].transpose(0, 1)

@@ -38,7 +38,6 @@ ChatGLMMap("scores")
 # :::
 
 # %%
-import json
 import math
 from functools import partial
 from unittest.mock import patch
@@ -54,12 +53,12 @@ from annotated_src.attention_by_layer import (
     restore_scores,
     scores_by_layer,
 )
-from annotated_src.checkpoint import assign_strictly, names_by_layer, rename
 from annotated_src.figures import half_precision as figures
+from annotated_src.golden import golden, golden_config, golden_model
 from annotated_src.masks import causal_mask, hide_padding
-from annotated_src.models.chatglm import HF_NAMES, ChatGLM, ChatGLMConfig
+from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
 from annotated_src.sampling import greedy, guard_invalid
-from annotated_src.show import GOLDEN, confirm, golden, show
+from annotated_src.show import confirm, show
 
 torch.manual_seed(0)
 F16, F64 = torch.float16, torch.float64
@@ -488,20 +487,8 @@ print(hide_padding(causal_mask(5), is_token)[0, 0].int())
 # Load the small model that the original's golden tensors come from, a batch in which
 # row 0 is full and rows 1 and 2 begin with padding, and swap the fill.
 
-
 # %%
-settings = json.loads((GOLDEN / "meta.json").read_text("utf-8"))["config"]
-
-
-def small_original(dtype):
-    """The original's small model, in our classes."""
-    model = ChatGLM(ChatGLMConfig.from_hf({**settings, "tie_word_embeddings": False}))
-    stored = golden("weights").items()
-    kept = [(name, x) for name, x in stored if not name.endswith(".inv_freq")]
-    assign_strictly(model, rename(kept, names_by_layer(model, HF_NAMES)), dtype)
-    return model.eval().requires_grad_(False)
-
-
+settings = golden_config()
 given = golden("ids")
 tokens = given["batch_leftpad/input_ids"]
 stand = given["batch_leftpad/tokenizer_position_ids"]
@@ -513,7 +500,7 @@ def run(model):
 
 
 is_token = tokens != settings["pad_token_id"]
-model = small_original(torch.float32)
+model = golden_model(torch.float32)
 logits = run(model)
 with patch.object(attention_by_layer, "HIDDEN_SCORE", -torch.inf):
     broken = run(model)
@@ -650,7 +637,7 @@ confirm("the original's softmax in its last layer sees -280000", fill == -280_00
 # %%
 for dtype, precision, atol in ((torch.float32, "fp32", 1e-4), (F16, "fp16", 6e-2)):
     expected = golden(f"model_{precision}")["batch_leftpad_tokenizer/logits"]
-    ours = run(small_original(dtype))
+    ours = run(golden_model(dtype))
     confirm(
         f"{precision}: ChatGLM = the original, padding included",
         ours.dtype == dtype and torch.allclose(ours, expected, rtol=0, atol=atol),

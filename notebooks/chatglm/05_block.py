@@ -48,13 +48,12 @@ from torch.nn import functional as F
 from annotated_src.activations import gelu_tanh
 from annotated_src.attention import Attention
 from annotated_src.attention_by_layer import FusedAttention
-from annotated_src.checkpoint import assign_strictly, names_by_layer, rename
 from annotated_src.feed_forward import FeedForward
 from annotated_src.figures import block as figures
 from annotated_src.figures.block import CHATGLM, POST_NORM, PRE_NORM, follow
+from annotated_src.golden import golden, golden_model
 from annotated_src.models.chatglm import (
     ALPHA,
-    HF_NAMES,
     ChatGLM,
     ChatGLMBlock,
     ChatGLMConfig,
@@ -62,7 +61,7 @@ from annotated_src.models.chatglm import (
 from annotated_src.models.llama import Llama, LlamaConfig
 from annotated_src.positions import BlankIds
 from annotated_src.rotary_2d import rotation
-from annotated_src.show import confirm, golden, show
+from annotated_src.show import confirm, show
 
 F64 = torch.float64
 _ = torch.manual_seed(0)
@@ -602,25 +601,6 @@ confirm("ChatGLMBlock = torch.nn", torch.allclose(by_package, by_torch, atol=1e-
 
 
 # %%
-def small_model(dtype):
-    sizes = ChatGLMConfig(
-        vocab_size=256,
-        num_layers=3,
-        embed_dim=64,
-        num_heads=4,
-        ffn_dim=256,
-        max_seq_len=64,
-        norm_eps=1e-5,
-        blank_ids=BlankIds(sop=244, gmask=241, mask=240),
-        tied_head=False,
-    )
-    model = ChatGLM(sizes)
-    used = {n: t for n, t in stored.items() if not n.endswith("inv_freq")}
-    names = names_by_layer(model, HF_NAMES)
-    assign_strictly(model, rename(used.items(), names), dtype)
-    return model.requires_grad_(False)
-
-
 def steps_of(block, x, rotate, mask):
     """What happens up to the output, in the original's names and layouts."""
     n = block.attention_norm(x)
@@ -644,7 +624,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 4e-3)):
     x = kept["block/hidden_in"].transpose(0, 1)
     see = ~kept["block/attention_mask"]
     rotate = rotation(kept["block/position_ids"], 16, dtype)
-    found = steps_of(small_model(dtype).blocks[1], x, rotate, see)
+    found = steps_of(golden_model(dtype).blocks[1], x, rotate, see)
     errors = []
     for step, tensor in found.items():
         original = kept[f"block/{step}"].double()
@@ -660,7 +640,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 4e-3)):
 # model it gives the original's logits.
 
 # %%
-model, kept = small_model(torch.float32), golden("model_fp32")
+model, kept = golden_model(torch.float32), golden("model_fp32")
 ids = golden("ids")
 tokens = ids["batch_mixed/input_ids"]
 rotate = rotation(ids["batch_mixed/get_position_ids_2d"], 16, torch.float32)
