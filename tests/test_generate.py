@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from annotated_src import generate as module
+from annotated_src.beam_search import beam_search
 from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
 from annotated_src.checkpoint import load_model, names_by_layer
 from annotated_src.generate import generate, generate_stream, main
@@ -316,3 +317,32 @@ def test_it_runs_as_a_command():
     assert (run.returncode, run.stdout) == (1, "")
     wanted = "python -m annotated_src.generate: no config.json in /nowhere\n"
     assert run.stderr == wanted
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("num_beams", [2, 3, 5])
+def test_beams_equal_transformers(make_checkpoint, num_beams, seed):
+    """Without a length penalty; with one, transformers 5 leaves the prompt out."""
+    checkpoint = make_checkpoint()
+    torch.manual_seed(seed)
+    tokens = torch.randint(0, 97, (1, 5))
+    stops = torch.randperm(97)[:12].tolist()  # so that beams end early and late
+    expected = checkpoint.reference.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        num_beams=num_beams,
+        max_new_tokens=8,
+        eos_token_id=stops,
+        pad_token_id=0,
+        length_penalty=0.0,
+    )
+    found = beam_search(
+        checkpoint.model,
+        tokens,
+        num_beams=num_beams,
+        max_new_tokens=8,
+        stop_ids=stops,
+        length_penalty=0.0,
+    )
+    assert found.tolist() == expected.tolist()
