@@ -28,6 +28,9 @@ Read the files in this order; each imports only from files above it.
     tokenizer      text to ids and back; chat templates
     gguf_to_hf     a GGUF file as a Hugging Face directory
     weights        fetch the real model
+    small_chatglm  the small ChatGLM that comes along
+    training_text  the text that it learnt from
+    train_small_chatglm  how it was trained
     sampling       choose the next token
     generate       prefill, then decode
     beam_search    several continuations at once
