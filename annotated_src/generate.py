@@ -118,7 +118,7 @@ def main() -> None:
         model = load_model(directory)
         tokenizer = load_tokenizer(directory)
         tokens = tokenizer.chat([{"role": "user", "content": options.prompt}])
-        given = {}
+        given: dict[str, Any] = {}
         if isinstance(tokenizer, ChatGLMTokenizer):
             _, positions, mask = tokenizer.pad([tokens])
             given = {"positions": positions, "mask": mask}

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from IPython.core.display import Markdown
 from IPython.core.display_functions import display
-from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden" / "chatglm6b"
 
 
 def show(*objects: object) -> None:
@@ -27,22 +25,6 @@ def show(*objects: object) -> None:
         code = textwrap.dedent(inspect.getsource(plain)).rstrip()
         path = Path(inspect.getsourcefile(plain) or "").relative_to(ROOT)
         display(Markdown(f"`{path.as_posix()}`\n\n```python\n{code}\n```"))
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    """Read tensors that the original ChatGLM-6B code computed on a small seeded model.
-
-    Their layout is the original's, sequence first. meta.json beside them says what each
-    is, and how closely another computation can be expected to agree.
-
-    Raises:
-        ValueError: no such file.
-    """
-    path = GOLDEN / f"{name}.safetensors"
-    if not path.exists():
-        names = sorted(p.stem for p in GOLDEN.glob("*.safetensors"))
-        raise ValueError(f"no golden file {name!r}, there are {', '.join(names)}")
-    return load_file(path)
 
 
 def confirm(claim: str, holds: bool | Tensor) -> None:
