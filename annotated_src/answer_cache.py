@@ -51,7 +51,7 @@ class AnswerCache(list[LayerCache | None]):
 
         Raises:
             ValueError: a prompt without <sop>, or with neither [MASK] nor [gMASK];
-                positions or a mask given in another shape.
+                positions or a mask given in another shape; a mask of numbers.
         """
         batch_size, num_tokens = tokens.shape
         if positions is None:
@@ -64,6 +64,8 @@ class AnswerCache(list[LayerCache | None]):
         ):
             if found.shape != wanted:
                 raise ValueError(f"{name} must be {wanted}, got {tuple(found.shape)}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, True = visible, got {mask.dtype}")
         return positions, mask
 
     def _positions(self, tokens: Tensor, ids: BlankIds, rows: int) -> Tensor:

@@ -157,8 +157,8 @@ def chatglm_by_loops(ids, w, c):
 
 
 # %% [markdown]
-# Twice a loop stops short of the whole row: `where` and `seen` know where the answer
-# begins. All else could be a Llama with other parts. The scores are not divided by the
+# Only two lines know where the answer begins, those of `where` and of `seen`. All else
+# could be a Llama with other parts. The scores are not divided by the
 # number of the layer, because in float64 that changes nothing ({ref}`ch-half-precision`).
 
 
@@ -265,7 +265,7 @@ show(ChatGLM)
 #
 # A checkpoint knows its tensors by the original's names. Here is one block of the table
 # that translates them. `post_attention_layernorm` is the norm in front of the
-# feed-forward network, `dense` projects out, and `4h` was four times the width once.
+# feed-forward network, `dense` projects out, and `4h` is four times the width.
 
 # %%
 for ours, theirs in HF_NAMES.items():
@@ -463,7 +463,7 @@ for ours, file, bound in ((model, "model_fp32", 1e-4), (half, "model_fp16", 0.06
     for kind in kinds:
         pairs = [(found[w], wanted[w]) for w in found if w.startswith(kind)]
         same = all(close(a.float(), b.float()) for a, b in pairs)
-        confirm(f"{file[-4:]}: {kind}, {len(pairs)} of {len(pairs)}", same)
+        confirm(f"{file[-4:]}: {kind}, all {len(pairs)}", same)
     confirm(
         f"{file[-4:]}: positions up to 2000",
         close(far.float(), theirs["far_positions/logits"].float()),
@@ -530,9 +530,9 @@ for case in ("greedy_gmask", "greedy_mask", "eos_stop", "greedy_batch_tokenizer"
     )
 
 # %% [markdown]
-# The package's tests climb this ladder for every tensor that the golden files hold. So
-# *is this ChatGLM-6B?* has an answer. What follows needs a model that has learnt
-# something.
+# So *is this ChatGLM-6B?* has an answer: it computes what the original's code computes.
+# The weights were small and random, and code does not know that. What follows needs a
+# model that has learnt something.
 #
 # ## A small one that has learnt
 #
@@ -597,6 +597,7 @@ def surprise(model, examples, given=lambda tokens: {}):
     return total / pieces
 
 
+# %%
 texts = [
     tokenizer.encode_text(text)[:128]
     for chapter in chapters
@@ -605,7 +606,10 @@ texts = [
 examples = ask([text for text in texts if len(text) > 8])
 losses = {kind: surprise(small, asked) for kind, asked in examples.items()}
 
+# %% [markdown]
+# And the comparison:
 
+# %%
 words = [
     i for chapter in chapters for verse in chapter for i in tokenizer.encode_text(verse)
 ]
@@ -685,8 +689,9 @@ for seed in range(3):
     print(f"\ndrawn {seed}:", tokenizer.decode(drawn[0, length:]))
 
 # %% [markdown]
-# That is the book's language, and hardly a thought: a million parameters carry no more.
-# But every part does its work, and you can look into all of them.
+# Always the likeliest piece runs in a circle; drawing gets out of it. This is the book's
+# language, and hardly a thought. But every part does its work, and you can look into all
+# of them.
 #
 # A conversation is a text to be continued, too. The question comes first, alone if it is
 # the first, else after the rounds before it, with 问 for *question* and 答 for *answer*:
@@ -701,12 +706,13 @@ print(chat_prompt(*split_rounds(messages)))
 ids = tokenizer.chat(messages[:1])[0].tolist()
 pieces = [tokenizer.processor.id_to_piece(i) for i in ids]
 print("\nthe first question alone:", *pieces)
-confirm("every prompt ends so", pieces[-2:] == ["[gMASK]", "<sop>"])
+confirm("it ends so", pieces[-2:] == ["[gMASK]", "<sop>"])
 
 # %% [markdown]
 # :::{admonition} Paper and code
 # :class: paper-code
-# GLM asks for short things at `[MASK]` and for long ones at `[gMASK]` {cite:p}`du2022`.
+# GLM-130B asks for short things at `[MASK]` and for long ones at `[gMASK]`
+# {cite:p}`zeng2022`.
 # The published ChatGLM-6B can be asked at `[gMASK]` only, as long as one goes through its
 # tokenizer: that appends a `[gMASK]` to every text, even to one that has a `[MASK]`, and
 # of two mask tokens the model answers at `[gMASK]` ({ref}`ch-blanks`). The blank stays
@@ -769,21 +775,33 @@ rise = {}
 for name, given in breaks.items():
     for kind, asked in examples.items():
         rise[name, kind] = surprise(small, asked, given) - losses[kind]
-    shown = {kind: abs(round(rise[name, kind], 1)) for kind in examples}
+    shown = {kind: round(rise[name, kind], 1) + 0.0 for kind in examples}
     print(f"{name:20}", *(f"{kind} {more} more  " for kind, more in shown.items()))
 
 # %% [markdown]
 # So to the third question: positions hurt, and a blank inside the text most. When the
-# place counts on, nothing says any more which blank the answer belongs to. The causal
-# mask costs this model nothing at all, at either blank: it hides nothing from the answer,
-# only the context from itself, and so little training has not taught the context to look
-# ahead. An error that no loss shows is the worst kind: only the original's numbers, on
-# the ladder above, find it.
+# place counts on, it no longer says where in the text the answer belongs.
+#
+# At `[gMASK]` the two mistakes together are better than one of them. Without steps all
+# pieces of the answer stand at the same spot, and their order is lost. A place that
+# counts on brings it back, and at the end of a text it is hardly wrong.
+#
+# The causal mask moves the surprise by less than 0.05, at either blank: it hides nothing
+# from the answer, only the context from itself (exercise 3), and this model's answers do
+# not live on what the context sees ahead. An error that no loss shows is the worst kind.
+# The original's numbers, on the ladder above, find it:
 
 # %%
 confirm(
     "the causal mask hardly matters",
-    max(rise["causal mask", k] for k in examples) < 0.05,
+    max(abs(rise["causal mask", k]) for k in examples) < 0.05,
+)
+hurt = model(
+    numbers["gmask_train/input_ids"], **llama_mask(numbers["gmask_train/input_ids"])
+)
+confirm(
+    "on the ladder it fails",
+    not close(hurt, original["gmask_train/logits"]),
 )
 confirm(
     "[MASK]: the place is worth more than a nat",
@@ -792,7 +810,10 @@ confirm(
 confirm(
     "at [gMASK] it is worth less than 0.2", rise["the place counts on", "[gMASK]"] < 0.2
 )
-confirm("but the steps are worth more than that", rise["no steps", "[gMASK]"] > 0.3)
+confirm(
+    "both mistakes are better there than no steps alone",
+    rise["Llama's positions", "[gMASK]"] < rise["no steps", "[gMASK]"] - 0.2,
+)
 
 # %% [markdown]
 # ### Louder than alpha
@@ -833,8 +854,8 @@ for name, tested in (("before", beginner), ("after", small)):
         )
 
 # %% [markdown]
-# Training made up for it. So $\alpha$ decides where training begins, not where it ends
-# ({ref}`ch-block`, exercise 1, says why it can).
+# This training made up for it: the branches grew until they were heard, $\alpha$ or not
+# ({ref}`ch-block`, exercise 1, says why they can).
 #
 # ## The 6B model by numbers
 #
@@ -1042,6 +1063,7 @@ confirm(
     "6 GB: in 4 bits only, and then all of it",
     room(6e9, 8) == 0 and room(6e9, 4) > 2048,
 )
+# On 13 GB 4 bits bring nothing that 8 bits do not: those leave room for 2048 already.
 # Activations need room as well, so that these are upper bounds.
 temporary.cleanup()
 
@@ -1052,11 +1074,12 @@ temporary.cleanup()
 #   Positions and mask are made once, of the ids, and go on from the cache.
 # - $P = VD + L (12 D^2 + 13 D) + 2 D$: 6,173,286,400 with the head tied. The files hold
 #   the head again, and `inv_freq`; both are left out on purpose, all else is strict.
-# - Equal to the original means: logits, hidden states, attention maps, caches, losses,
+# - Equal to the original's code means: logits, hidden states, attention maps, caches, losses,
 #   gradients, every step of decoding, in float32 and in float16.
 # - Through its tokenizer, ChatGLM-6B always answers at `[gMASK]`. To fill a `[MASK]`, put
 #   `<sop>` behind the text yourself.
-# - Wrong positions or a causal mask raise no error. Measure the loss.
+# - Wrong positions or a causal mask raise no error. A loss shows the positions; it need
+#   not show the mask. Compare with the original's numbers.
 # - 12.35 GB in float16; 4 bits make it 3.2 times smaller, since the embedding stays. A
 #   token in the cache costs 458,752 bytes.
 #

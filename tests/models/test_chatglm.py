@@ -184,6 +184,7 @@ def test_prompts_that_cannot_be_read(model, tokens, message):
         ({"positions": torch.full((1, 2, 9), -1)}, "got positions -1 to -1"),
         ({"mask": torch.ones(1, 9, 9).bool()}, r"mask must be \(1, 1, 9, 9\)"),
         ({"mask": torch.ones(1, 1, 9, 8).bool()}, r"got \(1, 1, 9, 8\)"),
+        ({"mask": torch.ones(1, 1, 9, 9)}, r"True = visible, got torch\.float32"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
