@@ -92,7 +92,7 @@ def blank_positions_1d(
     stays: Bool[Tensor, "B"],
     num_tokens: int,
 ) -> Int[Tensor, "B 1 T"]:
-    """Give each token one number, as the first GLM-style models without row 1 do.
+    """Give each token one number, for a model whose config asks for one row.
 
     Rows with stays (those answered at [MASK]) hold the mask's position throughout the
     answer; the others (at [gMASK]) count on.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor
 from torch.nn import functional as F
 
@@ -37,6 +37,7 @@ from annotated_src.masks import prefix_mask, visible_to_masked
 from annotated_src.models.chatglm import HF_NAMES
 from annotated_src.positions import (
     BlankIds,
+    answer_advance,
     context_lengths,
     mask_positions,
     prompt_positions,
@@ -69,9 +70,7 @@ EXCLUDED = -1e30  # how the golden file writes -inf
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-@functools.cache
-def golden(file):
-    return load_file(FOLDER / f"{file}.safetensors")
+golden = functools.cache(package_golden.golden)
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +212,10 @@ def check_attention(g):
         if case == "layer2_noscale":  # ours always divides, so multiply first: by 16,
             # which half can do without rounding
             scores = by_layer.scores_by_layer(q * math.sqrt(width) * 4, keys, 4)
+            raised = q * (math.sqrt(width) * layer)
+            context = by_layer.attend_by_layer(raised, keys, values, visible, layer)
         restored = by_layer.restore_scores(scores, visible, layer)
         weights = restored.softmax(dim=-1).to(q.dtype)
-        if case == "layer2_noscale":
-            context = weights @ values
         for name, value, function in (
             ("raw_scores", scores.flatten(0, 1), by_layer.scores_by_layer),
             ("softmax_in", restored, by_layer.restore_scores),
@@ -293,10 +292,11 @@ def check_ids(make_model, recorded):
         masked = visible_to_masked(prefix_mask(contexts, num_tokens))
         forward = "ChatGLMModel.forward"
         where = mask_positions(tokens, IDS.gmask, IDS.mask)
-        use_gmask = (tokens == IDS.gmask).any(dim=-1)
+        # With one row of positions, an answer at [gMASK] counts on.
+        use_gmask = answer_advance(tokens, IDS, rows=1)[:, 0].bool()
         yield f"{case}/get_masks", masked, "get_masks", prefix_mask
         yield f"{case}/mask_positions", where, forward, mask_positions
-        yield f"{case}/use_gmasks", use_gmask, forward, prompt_positions
+        yield f"{case}/use_gmasks", use_gmask, forward, answer_advance
         for rows in (2, 1):
             found = prompt_positions(tokens, IDS, rows)
             found = found if rows == 2 else found[:, 0]

@@ -3,8 +3,9 @@ import torch
 
 from annotated_src.loss import next_token_loss
 from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
-from annotated_src.positions import BlankIds
+from annotated_src.positions import BlankIds, prompt_positions
 from annotated_src.prefix_tuning import PrefixEncoder
+from annotated_src.rotary_2d import rotation
 
 IDS = BlankIds(sop=3, gmask=4, mask=5)
 TOKENS = torch.tensor([[8, 9, 4, 3, 10, 11], [8, 5, 7, 3, 11, 12]])
@@ -57,13 +58,14 @@ def test_the_cache_begins_with_the_prefix(model):
 
 
 def test_a_prefix_is_seen_by_all_and_moves_no_position(model):
-    """Its values alone can be read out of the first layer's attention."""
     model.eval()
     block = model.blocks[0]
     seen = []
     block.attention.register_forward_pre_hook(lambda _m, args: seen.append(args))
     model(TOKENS)
-    _, _, mask, cache = seen[0]
+    _, rotate, mask, cache = seen[0]
+    x, positions = torch.randn(2, 2, 6, 12), prompt_positions(TOKENS, IDS, rows=2)
+    assert torch.equal(rotate(x), rotation(positions, 12, x.dtype)(x))
     assert mask.shape == (2, 1, 6, 9)
     assert mask[..., :3].all()
     assert cache.length == 9
