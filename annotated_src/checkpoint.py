@@ -1,87 +1,92 @@
 """Make a model of a checkpoint: rename its tensors, check every one, put them in."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from annotated_src.models import chatglm, llama
-from annotated_src.quantize import quantize_linears
-from annotated_src.shards import CheckpointError, read_json, read_tensors
+from annotated_src.architectures import build_without_weights, find_architecture
+from annotated_src.config_json import read_config
+from annotated_src.shards import CheckpointError, Progress, read_tensors
+
+# What a stored weight may be. Integers are no weights, nor are 8-bit floats without
+# the scales that belong to them.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Architecture(NamedTuple):
-    """What `load_model` needs to know of a model file."""
+class Mismatch(NamedTuple):
+    """A tensor that is not what the model has under this name."""
 
-    config: Any
+    name: str
+    what: str  # "shape" or "dtype"
+    checkpoint: Any
     model: Any
-    names: Mapping[str, str]
-    ignored: tuple[str, ...] = ()  # ends of names; not read if the model lacks them
-    # Stored names of embedding and head, where config.json may leave open whether they
-    # are one matrix: then they are, unless two different ones are stored.
-    embedding_and_head: Collection[str] = ()
 
 
-ARCHITECTURES = {
-    "llama": Architecture(llama.LlamaConfig, llama.Llama, llama.HF_NAMES),
-    "chatglm": Architecture(
-        chatglm.ChatGLMConfig,
-        chatglm.ChatGLM,
-        chatglm.HF_NAMES,
-        ignored=chatglm.IGNORED,
-        embedding_and_head=("transformer.word_embeddings.weight", "lm_head.weight"),
-    ),
-}
-"""Keyed by the `model_type` of config.json."""
+class TensorMismatch(CheckpointError):  # noqa: N818 - what happened
+    """The checkpoint has not exactly the model's tensors: says which, all at once.
+
+    Missing and mismatched ones have the model's names, unexpected ones the file's.
+    """
+
+    def __init__(
+        self, missing: list[str], unexpected: list[str], mismatched: list[Mismatch]
+    ) -> None:
+        self.missing, self.unexpected = missing, unexpected
+        self.mismatched = mismatched
+        problems = [f"missing: {name}" for name in missing]
+        problems += [f"unexpected: {name}" for name in unexpected]
+        problems += [
+            f"{what} of {name}: checkpoint {stored}, model {wanted}"
+            for name, what, stored, wanted in mismatched
+        ]
+        super().__init__("checkpoint and model differ\n  " + "\n  ".join(problems))
 
 
-def load_model(path: Path | str, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(
+    path: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Any:
     """Build the model that a directory describes, with its weights, ready to run.
+
+    Its memory: the model in dtype, and while it is read, at most one tensor beside it,
+    or one shard if that is a .bin file. After each shard, progress(done, total) is
+    called.
 
     Raises:
         FileNotFoundError: no config.json, or no weights.
-        CheckpointError: an unknown model type, a config that lacks a key or asks for
-            what the model does not do, a damaged file, or tensors that are missing,
-            unexpected or of another shape (all of them are named).
+        CheckpointError: an unknown model type, a config that lacks a key, has an
+            impossible value or asks for what the model does not do, or a damaged file.
+        TensorMismatch: tensors that are missing, unexpected, of another shape, or not
+            floats (all of them are named).
+        ValueError: dtype is not one for weights, or there is no such device.
     """
+    _check_target(dtype, device)
     directory = Path(path)
-    config = read_json(directory / "config.json")
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise CheckpointError(f"{directory}: model_type is {kind!r}, known are {known}")
-    architecture = ARCHITECTURES[kind]
-    model = _without_weights(architecture, config, directory)
+    config = read_config(directory)
+    architecture = find_architecture(config, directory)
+    model = build_without_weights(architecture, config, directory)
     names = names_by_layer(model, architecture.names)
     stored = (
         (name, tensor)
-        for name, tensor in read_tensors(directory)
+        for name, tensor in read_tensors(directory, progress=progress)
         if name in names or not name.endswith(architecture.ignored)
     )
-    assign_strictly(model, rename(stored, names), dtype)
+    assign_strictly(model, rename(stored, names), dtype, device, copy=False)
     return model.eval()
 
 
-def _without_weights(
-    architecture: Architecture, config: dict[str, Any], directory: Path
-) -> nn.Module:
-    pair, bits = architecture.embedding_and_head, config.get("quantization_bit")
-    if pair and "tie_word_embeddings" not in config:
-        config["tie_word_embeddings"] = _are_one(directory, pair)
+def _check_target(dtype: torch.dtype, device: torch.device | str) -> None:
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype must be one of {FLOATS}, got {dtype}")
     try:
-        # The meta device has shapes but no memory: only one copy of the weights exists.
-        with torch.device("meta"):
-            model = architecture.model(architecture.config.from_hf(config))
-            return quantize_linears(model, bits) if bits else model
-    except ValueError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
-
-
-def _are_one(directory: Path, names: Collection[str]) -> bool:
-    found = [tensor for _, tensor in read_tensors(directory, only=names)]
-    return len(found) < 2 or torch.equal(*found)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r}: {error}") from error
 
 
 def names_by_layer(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
@@ -116,29 +121,47 @@ def rename(
 
 
 def assign_strictly(
-    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    copy: bool = True,
 ) -> None:
     """Put the tensors into the model, all or none.
 
+    Each is cast as it comes, and let go. The model gets the results at the end, when
+    every tensor has proved right. Without copy, a tensor that needs no cast becomes the
+    model's own: for those that nobody else holds, as `read_tensors` yields them.
+
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape.
+        TensorMismatch: a tensor is missing, unexpected, of another shape or no weight.
     """
-    wanted = model.state_dict()
-    found = dict(tensors)
-    problems = [f"missing: {name}" for name in wanted if name not in found]
-    for name, tensor in found.items():
+    wanted, buffers = model.state_dict(), dict(model.named_buffers())
+    placed: dict[str, Tensor] = {}
+    unexpected, mismatched = [], []
+    for name, tensor in tensors:
         if name not in wanted:
-            problems.append(f"unexpected: {name}")
-        elif tensor.shape != wanted[name].shape:
-            problems.append(
-                f"shape of {name}: checkpoint {tuple(tensor.shape)}, "
-                f"model {tuple(wanted[name].shape)}"
+            unexpected.append(name)
+        elif difference := _difference(name, tensor, wanted[name]):
+            mismatched.append(difference)
+        else:
+            # The buffers are those of quantised weights: they keep their dtype.
+            kind = wanted[name].dtype if name in buffers else dtype
+            placed[name] = tensor.detach().to(
+                device, kind, copy=copy, memory_format=torch.contiguous_format
             )
-    if problems:
-        raise CheckpointError("checkpoint and model differ\n  " + "\n  ".join(problems))
-    buffers = dict(model.named_buffers())  # quantised weights: they keep their dtype
-    for name in found:
-        kind = buffers[name].dtype if name in buffers else dtype
-        # A copy: what was read still lies in the file, which may be written to later.
-        found[name] = found[name].to(kind, copy=True)
-    model.load_state_dict(found, assign=True)
+        del tensor  # before the next is read
+    found = {*placed, *(difference.name for difference in mismatched)}
+    missing = [name for name in wanted if name not in found]
+    if missing or unexpected or mismatched:
+        raise TensorMismatch(missing, unexpected, mismatched)
+    model.load_state_dict(placed, assign=True)
+
+
+def _difference(name: str, stored: Tensor, wanted: Tensor) -> Mismatch | None:
+    if stored.shape != wanted.shape:
+        return Mismatch(name, "shape", tuple(stored.shape), tuple(wanted.shape))
+    fitting = FLOATS if wanted.is_floating_point() else (wanted.dtype,)
+    if stored.dtype not in fitting:
+        return Mismatch(name, "dtype", stored.dtype, wanted.dtype)
+    return None

@@ -22,18 +22,20 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Widen twice, let one copy open and close the other, narrow. No biases.
+    """Widen twice, let one copy open and close the other, narrow. Seldom with biases.
 
     With silu it is SwiGLU (Llama), with gelu GEGLU (Gemma).
 
     Source: Shazeer 2020, eq. 6; transformers `LlamaMLP`.
     """
 
-    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation) -> None:
+    def __init__(
+        self, embed_dim: int, ffn_dim: int, activation: Activation, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(embed_dim, ffn_dim, bias=False)
-        self.up_proj = nn.Linear(embed_dim, ffn_dim, bias=False)
-        self.down_proj = nn.Linear(ffn_dim, embed_dim, bias=False)
+        self.gate_proj = nn.Linear(embed_dim, ffn_dim, bias=bias)
+        self.up_proj = nn.Linear(embed_dim, ffn_dim, bias=bias)
+        self.down_proj = nn.Linear(ffn_dim, embed_dim, bias=bias)
         self.activation = activation
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

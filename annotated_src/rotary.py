@@ -6,6 +6,11 @@ the pairs exist: *half-split* (feature i with i + R; Hugging Face checkpoints) a
 R is the number of pairs that turn; features after the first 2R pass unturned.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +30,74 @@ def rope_frequencies(
         raise ValueError(f"rotary_dim must be even and positive, got {rotary_dim}")
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
     return 1.0 / base ** (exponents / rotary_dim)
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """How Llama 3.1 stretches RoPE to texts longer than those it was first trained on.
+
+    Turns are whole rotations of a pair within original_max_seq_len tokens.
+
+    Raises:
+        ValueError: high_freq_factor is not above low_freq_factor, or another value is
+            not above 0.
+    """
+
+    factor: float  # how many times slower the slowest pairs turn
+    low_freq_factor: float  # fewer turns than this: slowed down by the whole factor
+    high_freq_factor: float  # more turns than this: left alone
+    original_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        in_order = 0 < self.low_freq_factor < self.high_freq_factor < math.inf
+        if not (
+            in_order and 0 < self.factor < math.inf > self.original_max_seq_len > 0
+        ):
+            raise ValueError(
+                f"rope scaling needs 0 < low_freq_factor < high_freq_factor, and a "
+                f"factor and original length above 0, got {self}"
+            )
+
+    @classmethod
+    def from_hf(cls, rope: Mapping[str, Any]) -> "Llama3Scaling | None":
+        """Read the rope_parameters (or rope_scaling) of a config.json.
+
+        None is the plain kind, "default".
+
+        Raises:
+            ValueError: another kind of scaling.
+            KeyError: a key of Llama 3's kind is missing.
+        """
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return None
+        if kind != "llama3":
+            raise ValueError(f"rope type is {kind!r}, known are 'default' and 'llama3'")
+        return cls(
+            factor=float(rope["factor"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+            original_max_seq_len=int(rope["original_max_position_embeddings"]),
+        )
+
+
+def scale_frequencies(
+    frequencies: Float[Tensor, "R"], scaling: Llama3Scaling | None
+) -> Float[Tensor, "R"]:
+    """Slow down the pairs that have hardly turned within the original context.
+
+    A pair that went round many times has shown every angle, and stays as it is. One
+    that did not would come to angles never seen. Between both kinds, a linear blend.
+    None is plain RoPE: nothing changes.
+
+    Source: transformers `modeling_rope_utils._compute_llama3_parameters`.
+    """
+    if scaling is None:
+        return frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rope_tables(

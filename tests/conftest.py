@@ -28,6 +28,25 @@ torch.set_num_threads(1)
 logging.disable_progress_bar()
 
 KV_HEADS = {"multi-head": 6, "grouped": 2, "multi-query": 1}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500.0}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 5.0,
+    # Of the 5 pairs of a head, one keeps its frequency, one is blended, 3 slow down.
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LLAMAS = {
+    f"{kind}-{head}": {"num_kv_heads": kv_heads, "tied": head == "tied"}
+    for kind, kv_heads in KV_HEADS.items()
+    for head in ("tied", "untied")
+} | {
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "llama3": {"num_kv_heads": 1, "tied": True, "rope": "llama3"},
+    "llama3-biases": {"num_kv_heads": 6, "attention_bias": True, "rope": "llama3"},
+}
 F32 = gguf.GGMLQuantizationType.F32
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -71,7 +90,15 @@ def make_checkpoint(tmp_path_factory):
     from annotated_src.checkpoint import load_model
 
     @functools.cache
-    def make(num_kv_heads=2, tied=False, dtype=torch.float32):
+    def make(
+        num_kv_heads=2,
+        tied=False,
+        dtype=torch.float32,
+        attention_bias=False,
+        mlp_bias=False,
+        rope="default",
+        context=64,
+    ):
         reference = random_llama(
             vocab_size=97,
             hidden_size=48,
@@ -80,10 +107,12 @@ def make_checkpoint(tmp_path_factory):
             num_attention_heads=6,
             num_key_value_heads=num_kv_heads,
             head_dim=10,  # not 48 / 6
-            max_position_embeddings=64,
+            max_position_embeddings=context,
             rms_norm_eps=1e-2,
-            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+            rope_parameters=dict(LLAMA3_ROPE if rope == "llama3" else PLAIN_ROPE),
             tie_word_embeddings=tied,
+            attention_bias=attention_bias,
+            mlp_bias=mlp_bias,
         ).to(dtype)
         path = tmp_path_factory.mktemp("checkpoint")
         reference.save_pretrained(path, max_shard_size="40KB")
@@ -93,13 +122,20 @@ def make_checkpoint(tmp_path_factory):
     return make
 
 
-@pytest.fixture(
-    scope="session",
-    params=[(kv, tied) for kv in KV_HEADS.values() for tied in (True, False)],
-    ids=[f"{kind}-{head}" for kind in KV_HEADS for head in ("tied", "untied")],
-)
-def checkpoint(request, make_checkpoint):
-    return make_checkpoint(*request.param)
+@pytest.fixture(scope="session")
+def llamas():
+    """What `make_checkpoint` is asked for, by name."""
+    return LLAMAS
+
+
+@pytest.fixture(scope="session", params=LLAMAS)
+def llama_name(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def checkpoint(llama_name, make_checkpoint):
+    return make_checkpoint(**LLAMAS[llama_name])
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +157,7 @@ def make_gguf(tmp_path_factory):
             num_key_value_heads=2,
             max_position_embeddings=256,
             rms_norm_eps=1e-2,
-            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+            rope_parameters=PLAIN_ROPE,
             tie_word_embeddings=tied,
         )
         path = tmp_path_factory.mktemp("gguf") / "small.gguf"
@@ -153,6 +189,8 @@ def random_llama(**sizes):
         for name, weight in model.state_dict().items():
             if "norm" in name:
                 weight.uniform_(0.5, 1.5)
+            if "bias" in name:  # transformers leaves them 0
+                weight.normal_(std=0.5)
     return model
 
 

@@ -8,6 +8,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.models.llama.modeling_llama import rotate_half as hf_rotate_half
 
 from annotated_src.rotary import (
+    Llama3Scaling,
     apply_rotary,
     apply_rotary_interleaved,
     half_split_to_interleaved,
@@ -16,6 +17,7 @@ from annotated_src.rotary import (
     rope_tables,
     rotate_half,
     rows_to_half_split,
+    scale_frequencies,
 )
 
 POSITIONS = torch.tensor([[3, 0, 17, 2040], [5, 5, 1, 100_003]])  # never arange
@@ -151,3 +153,62 @@ def test_scores_depend_on_distance_only(apply):
     torch.testing.assert_close(score(9, 2), score(100_007, 100_000))
     assert not torch.isclose(score(9, 2), score(2, 9))  # distance has a sign
     torch.testing.assert_close(score(4, 4), (query * key).sum())
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 10])
+@pytest.mark.parametrize("base", [500_000.0, 10_000.0])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        Llama3Scaling(8.0, 1.0, 4.0, 8192),  # Llama 3.1
+        Llama3Scaling(32.0, 1.0, 4.0, 8192),  # Llama 3.2
+        Llama3Scaling(3.0, 0.5, 7.0, 100),
+    ],
+)
+def test_scaled_frequencies_equal_transformers(head_dim, base, scaling):
+    parameters = {
+        "rope_type": "llama3",
+        "rope_theta": base,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_seq_len,
+    }
+    assert Llama3Scaling.from_hf(parameters) == scaling
+    sizes = {"head_dim": head_dim, "max_position_embeddings": 131_072}
+    config = LlamaConfig(rope_parameters=parameters, **sizes)
+    theirs = LlamaRotaryEmbedding(config).inv_freq
+    ours = scale_frequencies(rope_frequencies(head_dim, base), scaling)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    assert torch.equal(ours[0], theirs[0])  # the fast ones keep theirs exactly
+
+
+def test_fast_pairs_keep_their_frequency_and_slow_ones_slow_down():
+    """Within 100 tokens these turn 40, 8, 4, 2, 1 and 0.3 times."""
+    frequencies = torch.tensor([40, 8, 4, 2, 1, 0.3]) * 2 * torch.pi / 100
+    scaled = scale_frequencies(frequencies, Llama3Scaling(10.0, 1.0, 4.0, 100))
+    # A third of the way from 1 turn to 4: a third kept, two thirds ten times slower.
+    expected = torch.tensor([1, 1, 1, 1 / 3 + 2 / 30, 0.1, 0.1])
+    torch.testing.assert_close(scaled / frequencies, expected)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [(8.0, 4.0, 4.0, 10), (0.0, 1.0, 4.0, 10), (8.0, 0.0, 4.0, 10), (8.0, 1.0, 4.0, 0)],
+)
+def test_a_scaling_that_cannot_be(bad):
+    with pytest.raises(ValueError, match=r"rope scaling needs .*factor=[08]\.0"):
+        Llama3Scaling(*bad)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", None, 3])
+def test_another_kind_of_scaling(kind):
+    with pytest.raises(ValueError, match=f"rope type is {kind!r}, known are 'default'"):
+        Llama3Scaling.from_hf({"rope_type": kind, "factor": 2.0})
+
+
+def test_plain_rope_needs_no_scaling():
+    assert Llama3Scaling.from_hf({}) is None
+    assert Llama3Scaling.from_hf({"type": "default"}) is None
+    frequencies = rope_frequencies(8, 500.0)
+    assert torch.equal(scale_frequencies(frequencies, None), frequencies)

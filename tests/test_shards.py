@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from annotated_src.shards import CheckpointError, read_tensors, shard_paths
+from annotated_src.shards import CheckpointError, find_file, read_tensors, shard_paths
 
 TENSORS = {"a": torch.arange(3.0), "b": torch.ones(2, 2).half(), "c": torch.zeros(1)}
 
@@ -84,8 +86,10 @@ def test_a_truncated_file(tmp_path, part):
     ("content", "message"),
     [
         ([torch.ones(1)], "holds list, not a dict"),
-        ({"a": torch.ones(1), "step": 3}, "'step' does not name a tensor"),
-        ({7: torch.ones(1)}, "7 does not name a tensor"),
+        ({"a": torch.ones(1), "step": 3}, "'step' does not name a plain tensor"),
+        ({"a": torch.ones(2, device="meta")}, "'a' does not name a plain tensor"),
+        ({"a": torch.eye(2).to_sparse()}, "'a' does not name a plain tensor"),
+        ({7: torch.ones(1)}, "7 does not name a plain tensor"),
     ],
 )
 def test_a_file_with_something_else_in_it(tmp_path, content, message):
@@ -98,3 +102,46 @@ def test_nothing_there(tmp_path):
     message = r"not in .*: model\.safetensors or pytorch_model\.bin"
     with pytest.raises(FileNotFoundError, match=message):
         list(read_tensors(tmp_path))
+
+
+def test_progress_after_each_shard(folder):
+    seen = []
+    for name, _ in read_tensors(folder, progress=lambda *now: seen.append(now)):
+        seen.append(name)
+    assert seen == ["a", "c", (1, 2), "b", (2, 2)]
+
+
+def test_the_reader_keeps_no_tensor(folder):
+    """Not even in the file's dict: memory falls while a shard is used up."""
+    tensors, weak = read_tensors(folder), []
+    for _, tensor in tensors:
+        weak.append(weakref.ref(tensor))
+        del tensor
+        assert [ref() is not None for ref in weak].count(True) <= 1
+    assert len(weak) == 3
+
+
+def test_a_hub_cache_links_to_its_blobs(folder, tmp_path_factory):
+    """The layout of huggingface_hub: snapshots/<commit>/name -> ../../blobs/<hash>."""
+    repository = tmp_path_factory.mktemp("hub") / "models--org--name"
+    snapshot = repository / "snapshots" / "0123abc"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, repository / "blobs" / f"hash{i}")
+        (snapshot / path.name).symlink_to(f"../../blobs/hash{i}")
+    same(read_tensors(snapshot), TENSORS)
+    assert find_file(snapshot, "one.bin") == snapshot / "one.bin"
+    (repository / "elsewhere").write_text("", "utf-8")
+    (snapshot / "out").symlink_to("../../elsewhere")
+    with pytest.raises(CheckpointError, match="'out' leads out of the directory"):
+        find_file(snapshot, "out")
+
+
+def test_links_inside_the_directory_are_followed(folder):
+    (folder / "data").mkdir()
+    (folder / "one.bin").rename(folder / "data" / "1")
+    (folder / "one.bin").symlink_to("data/1")
+    same(read_tensors(folder), TENSORS)
+    folder.with_name("link").symlink_to(folder)  # the directory itself, too
+    same(read_tensors(folder.with_name("link")), TENSORS)

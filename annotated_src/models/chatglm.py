@@ -26,6 +26,7 @@ from annotated_src.rotary_2d import rotation
 
 # 28 is the depth of the 6B model; the original's blocks hear of no other.
 ALPHA = math.sqrt(2 * 28)
+BLANKS = ("bos", "gmask", "mask")
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ class ChatGLMConfig:
                 ffn_dim=config["inner_hidden_size"] or 4 * config["hidden_size"],
                 max_seq_len=config["max_sequence_length"],
                 norm_eps=float(config["layernorm_epsilon"]),
-                blank_ids=BlankIds(
-                    *(config[f"{x}_token_id"] for x in ("bos", "gmask", "mask"))
-                ),
+                blank_ids=BlankIds(*(config[f"{x}_token_id"] for x in BLANKS)),
                 position_rows=2 if config.get("position_encoding_2d", True) else 1,
                 prefix_len=config.get("pre_seq_len") or 0,
                 prefix_projection=config.get("prefix_projection", False),
@@ -75,11 +74,12 @@ class ChatGLMConfig:
             )
         except KeyError as key:
             raise ValueError(f"config.json has no {key}") from key
+        ids, vocab_size = read.blank_ids, read.vocab_size
+        if any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
+            raise ValueError(f"special ids must be 0 to {vocab_size - 1}, got {ids}")
         least = 2 * read.position_rows * read.num_heads  # a pair a row a head
-        if read.embed_dim % least:
-            raise ValueError(
-                f"hidden_size must be a multiple of {least}, it is {read.embed_dim}"
-            )
+        if (width := read.embed_dim) % least:
+            raise ValueError(f"hidden_size must be a multiple of {least}, is {width}")
         return read
 
 
@@ -137,20 +137,20 @@ class ChatGLM(nn.Module):
         cache: AnswerCache | None = None,
         positions: Int[Tensor, "..."] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "B T V"]:
+        last_logits_only: bool = False,
+    ) -> Float[Tensor, "B #T V"]:
         """Score the next token after each token given; append them to the cache.
 
         A prompt must come in one call, since its context is read in both directions.
         Positions (B, rows, T) and mask (B, 1, T, S) follow from the ids, after the
         prompt from the cache; given ones are taken instead. The mask covers the tokens
-        so far, without a prefix.
+        so far, without a prefix. last_logits_only: score after the last token alone.
 
         Raises:
             ValueError: an id outside the vocabulary, a prompt without <sop> or mask
                 token, positions or a mask of another shape, a negative position.
         """
-        c = self.config
-        x = self.embedding(tokens)
+        c, x = self.config, self.embedding(tokens)
         if cache is None:
             uncached = AnswerCache([None] * c.num_layers)
             cache = self.new_cache(*tokens.shape) if c.prefix_len else uncached
@@ -160,8 +160,8 @@ class ChatGLM(nn.Module):
         for block, layer in zip(self.blocks, cache, strict=True):
             x = block(x, rotate, seen, layer)
         cache.remember(tokens, stand, see, c.blank_ids)
-        head = self.embedding if c.tied_head else self.lm_head
-        return F.linear(self.norm(x), head.weight)
+        x = self.norm(x[:, -1:] if last_logits_only else x)
+        return F.linear(x, (self.embedding if c.tied_head else self.lm_head).weight)
 
     def new_cache(self, batch_size: int, max_seq_len: int) -> AnswerCache:
         """Make room for max_seq_len tokens a row, after the prefix if there is one."""
@@ -181,7 +181,7 @@ _MODULES = {
     "blocks.{}.attention_norm": "transformer.layers.{}.input_layernorm",
     "blocks.{}.attention.qkv_proj": "transformer.layers.{}.attention.query_key_value",
     "blocks.{}.attention.out_proj": "transformer.layers.{}.attention.dense",
-    # It follows attention, hence the original's name; it feeds the MLP, hence ours.
+    # It follows attention, hence its name; it feeds the MLP, hence ours.
     "blocks.{}.ffn_norm": "transformer.layers.{}.post_attention_layernorm",
     "blocks.{}.ffn.up_proj": "transformer.layers.{}.mlp.dense_h_to_4h",
     "blocks.{}.ffn.down_proj": "transformer.layers.{}.mlp.dense_4h_to_h",

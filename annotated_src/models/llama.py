@@ -20,7 +20,13 @@ from annotated_src.kv_cache import LayerCache, cached_length
 from annotated_src.masks import causal_mask, padded_causal_mask
 from annotated_src.norms import RMSNorm
 from annotated_src.positions import padded_positions, positions_after
-from annotated_src.rotary import apply_rotary, rope_frequencies, rope_tables
+from annotated_src.rotary import (
+    Llama3Scaling,
+    apply_rotary,
+    rope_frequencies,
+    rope_tables,
+    scale_frequencies,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class LlamaConfig:
     norm_eps: float
     rope_base: float
     tied_head: bool  # one matrix serves as the embedding and as the head
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: Llama3Scaling | None = None
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "LlamaConfig":
@@ -47,17 +56,9 @@ class LlamaConfig:
             ValueError: a key is missing, or asks for what this model does not do.
         """
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        for key, found, wanted in (
-            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-            ("rope type", rope_type, "default"),
-            ("attention_bias", config.get("attention_bias", False), False),
-            ("mlp_bias", config.get("mlp_bias", False), False),
-        ):
-            if found != wanted:
-                raise ValueError(
-                    f"config.json: {key} is {found!r}, this Llama has {wanted!r}"
-                )
+        act = config.get("hidden_act", "silu")
+        if act != "silu":
+            raise ValueError(f"config.json: hidden_act is {act!r}, Llama has 'silu'")
         try:
             num_heads = config["num_attention_heads"]
             return cls(
@@ -72,6 +73,9 @@ class LlamaConfig:
                 norm_eps=float(config["rms_norm_eps"]),
                 rope_base=float(rope.get("rope_theta", config.get("rope_theta", 1e4))),
                 tied_head=config.get("tie_word_embeddings", False),
+                attention_bias=config.get("attention_bias", False),
+                mlp_bias=config.get("mlp_bias", False),
+                rope_scaling=Llama3Scaling.from_hf(rope),
             )
         except KeyError as key:
             raise ValueError(f"config.json has no {key}") from key
@@ -84,10 +88,10 @@ class LlamaBlock(nn.Module):
         super().__init__()
         self.attention_norm = RMSNorm(c.embed_dim, c.norm_eps)
         self.attention = Attention(
-            c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, bias=False
+            c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.attention_bias
         )
         self.ffn_norm = RMSNorm(c.embed_dim, c.norm_eps)
-        self.ffn = GatedFeedForward(c.embed_dim, c.ffn_dim, silu)
+        self.ffn = GatedFeedForward(c.embed_dim, c.ffn_dim, silu, c.mlp_bias)
 
     def forward(
         self,
@@ -119,10 +123,12 @@ class Llama(nn.Module):
         tokens: Int[Tensor, "B T"],
         cache: Sequence[LayerCache] | None = None,
         is_token: Bool[Tensor, "B S"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
+        last_logits_only: bool = False,
+    ) -> Float[Tensor, "B #T V"]:
         """Score the next token after each token given; append them to the cache.
 
-        is_token is False at left padding, over the cache and this call.
+        is_token is False at left padding, over the cache and this call. With
+        last_logits_only, only the last token's scores are computed: (B, 1, V).
 
         Raises:
             ValueError: an id outside the vocabulary, a cache without room or not one
@@ -138,19 +144,23 @@ class Llama(nn.Module):
         else:
             covered = (tokens.shape[0], num_cached + num_tokens)
             if is_token.shape != covered:
-                raise ValueError(
-                    f"is_token must be (B, S) = {covered}, got {tuple(is_token.shape)}"
-                )
+                given = tuple(is_token.shape)
+                raise ValueError(f"is_token must be (B, S) = {covered}, got {given}")
             positions = padded_positions(is_token)[:, num_cached:]
             mask = padded_causal_mask(is_token, num_tokens)
         c = self.config
         frequencies = rope_frequencies(c.head_dim, c.rope_base, x.device)
+        frequencies = scale_frequencies(frequencies, c.rope_scaling)
         cos, sin = rope_tables(positions, frequencies, x.dtype)
         rotate = partial(apply_rotary, cos=cos, sin=sin)
         for i, block in enumerate(self.blocks):
             x = block(x, rotate, mask, cache[i] if cache is not None else None)
-        head = self.embedding if c.tied_head else self.lm_head
-        return F.linear(self.norm(x), head.weight)
+        return self.score(self.norm(x[:, -1:] if last_logits_only else x))
+
+    def score(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Give every entry of the vocabulary a score; a tied head is the embedding."""
+        head = self.embedding if self.config.tied_head else self.lm_head
+        return F.linear(x, head.weight)
 
     def new_cache(self, batch_size: int, max_seq_len: int) -> list[LayerCache]:
         """Make room for max_seq_len tokens a row, in the model's dtype and device."""
@@ -159,19 +169,24 @@ class Llama(nn.Module):
         return [LayerCache(*size, weight.dtype, weight.device) for _ in self.blocks]
 
 
-# Our name of each tensor, and Hugging Face's; {} is the layer.
-HF_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "blocks.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
-    "blocks.{}.attention.q_proj.weight": "model.layers.{}.self_attn.q_proj.weight",
-    "blocks.{}.attention.k_proj.weight": "model.layers.{}.self_attn.k_proj.weight",
-    "blocks.{}.attention.v_proj.weight": "model.layers.{}.self_attn.v_proj.weight",
-    "blocks.{}.attention.out_proj.weight": "model.layers.{}.self_attn.o_proj.weight",
+# Our name of each module, and Hugging Face's; {} is the layer.
+_MODULES = {
+    "embedding": "model.embed_tokens",
+    "blocks.{}.attention_norm": "model.layers.{}.input_layernorm",
+    "blocks.{}.attention.q_proj": "model.layers.{}.self_attn.q_proj",
+    "blocks.{}.attention.k_proj": "model.layers.{}.self_attn.k_proj",
+    "blocks.{}.attention.v_proj": "model.layers.{}.self_attn.v_proj",
+    "blocks.{}.attention.out_proj": "model.layers.{}.self_attn.o_proj",
     # It follows attention, hence Hugging Face's name; it feeds the MLP, hence ours.
-    "blocks.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
-    "blocks.{}.ffn.gate_proj.weight": "model.layers.{}.mlp.gate_proj.weight",
-    "blocks.{}.ffn.up_proj.weight": "model.layers.{}.mlp.up_proj.weight",
-    "blocks.{}.ffn.down_proj.weight": "model.layers.{}.mlp.down_proj.weight",
-    "norm.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
+    "blocks.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blocks.{}.ffn.gate_proj": "model.layers.{}.mlp.gate_proj",
+    "blocks.{}.ffn.up_proj": "model.layers.{}.mlp.up_proj",
+    "blocks.{}.ffn.down_proj": "model.layers.{}.mlp.down_proj",
+    "norm": "model.norm",
+    "lm_head": "lm_head",
+}
+HF_NAMES = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for kind in ("weight", "bias")
+    for ours, theirs in _MODULES.items()
 }

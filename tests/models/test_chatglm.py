@@ -372,7 +372,7 @@ def test_config_json_has_the_last_word_on_the_head(write):
     ("change", "message"),
     [
         ({"quantization_bit": 3}, "bits must be 4 or 8, got 3"),
-        ({"hidden_size": 61}, "hidden_size must be a multiple of 12, it is 61"),
+        ({"hidden_size": 61}, "hidden_size must be a multiple of 12, is 61"),
         ({"num_layers": 5}, r"missing: blocks\.4\.attention_norm\.weight"),
         ({"num_layers": 3}, r"unexpected: transformer\.layers\.3\."),
         ({"pre_seq_len": 4}, r"missing: prefix_encoder\.embedding\.weight"),

@@ -8,6 +8,7 @@ from annotated_src.checkpoint import load_model
 from annotated_src.kv_cache import cached_length
 from annotated_src.models import llama
 from annotated_src.models.llama import Llama, LlamaConfig
+from annotated_src.rotary import Llama3Scaling
 
 LENGTHS = [4, 9, 6]  # of the rows of a padded batch
 NUM_TOKENS = max(LENGTHS)
@@ -57,6 +58,22 @@ def test_cached_equals_uncached(checkpoint, tokens, chunks):
     torch.testing.assert_close(
         torch.cat(parts, dim=1), checkpoint.model(tokens), rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("num_cached", [0, 4])
+def test_the_last_logits_alone(checkpoint, tokens, num_cached):
+    model = checkpoint.model
+    caches = [model.new_cache(3, NUM_TOKENS) for _ in range(2)]
+    if num_cached:
+        for cache in caches:
+            model(tokens[:, :num_cached], cache)
+    whole = model(tokens[:, num_cached:], caches[0])
+    last = model(tokens[:, num_cached:], caches[1], last_logits_only=True)
+    assert last.shape == (3, 1, 97)
+    torch.testing.assert_close(last, whole[:, -1:], rtol=0, atol=1e-5)
+    theirs = checkpoint.reference(tokens, logits_to_keep=1).logits
+    torch.testing.assert_close(last, theirs, rtol=0, atol=1e-4)
+    assert cached_length(caches[1]) == NUM_TOKENS
 
 
 def test_a_padded_row_equals_the_row_alone(checkpoint, tokens, is_token):
@@ -189,6 +206,15 @@ CONFIG = {
 }
 SIZES = LlamaConfig(97, 3, 48, 6, 2, 10, 80, 64, 0.01, 500.0, tied_head=False)
 
+LLAMA3_4 = {  # as transformers 4 writes it
+    "rope_type": "llama3",
+    "factor": 8,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8192)
+
 
 def without(*keys):
     return {key: value for key, value in CONFIG.items() if key not in keys}
@@ -209,6 +235,14 @@ def without(*keys):
             | {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0}},
             {"rope_base": 700.0},
         ),
+        (CONFIG | {"attention_bias": True}, {"attention_bias": True}),
+        (CONFIG | {"mlp_bias": True}, {"mlp_bias": True}),
+        (CONFIG | {"rope_scaling": LLAMA3_4}, {"rope_scaling": SCALING}),
+        (
+            without("rope_theta")
+            | {"rope_parameters": LLAMA3_4 | {"rope_theta": 500.0}},
+            {"rope_scaling": SCALING},
+        ),
     ],
 )
 def test_config_of_transformers_4_and_5(config, changes):
@@ -224,18 +258,17 @@ def test_config_that_transformers_wrote(small):
     ("asked", "key", "value"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope", "linear"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rope", "llama3"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "config.json has no", "factor"),
+        ({"rope_scaling": LLAMA3_4 | {"factor": -1.0}}, "rope scaling", "-1.0"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope", "yarn"),
         ({"hidden_act": "gelu"}, "hidden_act", "gelu"),
-        ({"attention_bias": True}, "attention_bias", "True"),
-        ({"mlp_bias": True}, "mlp_bias", "True"),
     ],
 )
 def test_a_config_that_asks_for_what_llama_does_not_do(asked, key, value):
     with pytest.raises(ValueError, match=value):
-        LlamaConfig.from_hf(CONFIG | asked)
-    with pytest.raises(ValueError, match=key):  # "True" alone would say little
-        LlamaConfig.from_hf(CONFIG | asked)
+        Llama(LlamaConfig.from_hf(CONFIG | asked))
+    with pytest.raises(ValueError, match=key):
+        Llama(LlamaConfig.from_hf(CONFIG | asked))
 
 
 @pytest.mark.parametrize(
