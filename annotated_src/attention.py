@@ -51,19 +51,21 @@ def attend_fused(
     values: Float[Tensor, "B K S H"],
     mask: Bool[Tensor, "#B 1 T S"],
 ) -> Float[Tensor, "B N T H"]:
-    """Do the same as `attend` in one call, without holding the (T, S) weights.
+    """Do the same as `attend` in one call: no (T, S) weights are held, no head copied.
 
     Only a row with nothing visible differs: it gives 0, not NaN.
 
     Source: torch `F.scaled_dot_product_attention`; Dao et al. 2022.
     """
-    group = queries.shape[1] // keys.shape[1]
-    keys, values = repeat_kv(keys, group), repeat_kv(values, group)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, enable_gqa=True
+    )
 
 
 class Attention(nn.Module):
     """Project to heads, rotate queries and keys, attend, project back.
+
+    It calls `attend_fused`, which is `attend` without its copies of keys and values.
 
     num_kv_heads = num_heads is multi-head attention, 1 is multi-query, and a divisor
     in between is grouped-query.
@@ -105,7 +107,7 @@ class Attention(nn.Module):
         values = self.split_heads(self.v_proj(x))
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, K, S, H)
-        heads = attend(queries, keys, values, mask)
+        heads = attend_fused(queries, keys, values, mask)
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # from (B, T, N * H)
 
     def split_heads(self, x: Float[Tensor, "B T wide"]) -> Float[Tensor, "B heads T H"]:

@@ -147,7 +147,9 @@ def flow_data(num_tokens: int = 12, window: int = 3) -> FlowData:
                     x = block(x, rotate, mask)
                 return x
 
-            jacobian = torch.func.jacrev(stack)(x)  # (1, T, D, 1, T, D)
+            # Row by row: the fused attention knows no batch of gradients.
+            jacobian = torch.autograd.functional.jacobian(stack, x)
+            # (1, T, D, 1, T, D): of each number that leaves, by each that enters
             sizes.append(torch.linalg.vector_norm(jacobian[0, :, :, 0], dim=(1, 3)))
             titles.append(f"{name}\n{depth} layer{'s' if depth > 1 else ''}")
     return FlowData(titles, sizes)

@@ -70,7 +70,7 @@ from annotated_src.models.chatglm import (
 from annotated_src.models.llama import Llama, LlamaConfig
 from annotated_src.positions import BlankIds, context_lengths, prompt_positions
 from annotated_src.quantize import quantize_linears, weight_bytes
-from annotated_src.sampling import chatglm_sampler
+from annotated_src.sampler import chatglm_sampler
 from annotated_src.shards import shard_paths
 from annotated_src.show import confirm, show
 from annotated_src.small_chatglm import SMALL_CHATGLM, held_out
@@ -675,7 +675,7 @@ confirm("each at least a quarter ahead of the next", min(ahead) > 1.25)
 #
 # And a continuation, at `[gMASK]`, first always the likeliest piece, then drawn as
 # ChatGLM-6B draws in conversation: temperature 0.95, of the best 50 the fewest that share
-# 0.7 between them ({py:func}`annotated_src.sampling.chatglm_sampler`).
+# 0.7 between them ({py:func}`annotated_src.sampler.chatglm_sampler`).
 
 # %%
 prompt = tokenizer.encode("And it came to pass")

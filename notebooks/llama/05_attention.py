@@ -600,7 +600,8 @@ confirm("attend = F.scaled_dot_product_attention, is_causal", close(fused, spell
 
 # %% [markdown]
 # The fused call keeps a few numbers per query instead of the whole `(T, S)` table
-# {cite:p}`dao2022`; exercise 1 shows how that is possible. Next, whole layers.
+# {cite:p}`dao2022`; exercise 1 shows how that is possible. It is faster, so it is what the
+# layer calls; `attend` is what it means. Next, whole layers.
 
 # %%
 ours = Attention(embed_dim=24, num_heads=3, num_kv_heads=3, head_dim=8, bias=True)

@@ -367,8 +367,9 @@ confirm("folded: a quarter of it", folded / unshared == 0.25)
 # fused kernel that looks up head $\lfloor n/G \rfloor$ by itself, also makes the step
 # cheaper. `repeat_kv` is the clearest way to write it, so
 # {py:func}`annotated_src.attention.attend` and transformers' eager attention use it.
-# Transformers' fused path leaves the sharing to torch where it can (`enable_gqa`);
-# where it cannot, it folds the decode step (`pack_gqa`):
+# What our models run, {py:func}`annotated_src.attention.attend_fused`, leaves the sharing
+# to torch (`enable_gqa`). So does transformers' fused path where it can; where it
+# cannot, it folds the decode step (`pack_gqa`):
 
 # %%
 from transformers.integrations import sdpa_attention

@@ -359,7 +359,8 @@ confirm(
 # %% [markdown]
 # Generation is one of these cuts. The first call takes the whole prompt: **prefill**.
 # Each later call takes one token: **decode**. Both are the same line of code,
-# `model(step, cache)`; only the length of `step` differs.
+# `model(step, cache)`; only the length of `step` differs. (The lines about `is_token` are
+# for prompts of different lengths; {ref}`ch-decoding` explains them.)
 
 # %%
 show(_decode)
@@ -470,18 +471,22 @@ confirm(
 # In words: without the cache, the matrices' share grows with the square of the length
 # and attention's with its cube. With the cache, the first grows in proportion and the
 # second with the square. PyTorch can count the matrix products that really run, so the
-# formulas need no trust.
+# formulas need no trust. (Here every token gets its scores. `generate` asks for the last
+# token's alone, which spares most of the head's share of $\Phi(p, 0)$:
+# {ref}`ch-decoding`.)
 
 # %%
 show(figures.product_weights, figures.call_flops)
 
 # %%
 # Check eq-cache-call, eq-cache-without, eq-cache-with.
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
 def counted(run, *args, **named):
-    with FlopCounterMode(display=False) as counter:
+    # MATH spells attention out in matrix products, which the counter knows.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(*args, **named)
     return counter.get_total_flops()
 
@@ -502,7 +507,7 @@ for name, net, p, n in (("small", model, 5, 10), ("middle", Llama(middle), 7, 40
     by_hand = tuple(figures.call_flops(net.config, *size) for size in ((p, 0), (3, p)))
     loops = (
         counted(generate_by_rerunning, net, prompt, n),
-        counted(generate, net, prompt, max_new_tokens=n),
+        counted(run_in_chunks, net, torch.arange(p + n - 1)[None], [p] + [1] * (n - 1)),
     )
     found[name] = (calls, by_hand, loops, formulas(net.config, p, n))
 for name, (calls, by_hand, loops, sums) in found.items():
