@@ -1,6 +1,7 @@
-"""From the scores of the next token to a choice."""
+"""Filters of the next token's scores, and the plain choice of the best.
 
-from dataclasses import dataclass
+Each is a function of its own. `annotated_src.sampler` puts them in order and draws.
+"""
 
 import torch
 from jaxtyping import Float, Float32, Int
@@ -9,20 +10,57 @@ from torch import Tensor
 FALLBACK_ID = 5  # what ChatGLM-6B says when its scores are broken
 
 
-def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, "B"]:
-    """Choose the best-scored token of each row; the first of equals."""
-    return logits.argmax(dim=-1)
+def greedy(
+    logits: Float[Tensor, "B V"], tokens: Int[Tensor, "B S"] | None = None
+) -> Int[Tensor, "B"]:
+    """Choose the best-scored token of each row; the first of equals.
+
+    It is a sampler for `generate`; the tokens so far do not matter to it.
+
+    Raises:
+        ValueError: a row's best score is not finite.
+    """
+    return _checked(logits).argmax(dim=-1)
+
+
+def repetition_penalty(
+    logits: Float[Tensor, "B V"], tokens: Int[Tensor, "B S"], penalty: float
+) -> Float32[Tensor, "B V"]:
+    """Make the tokens that a row already has less likely, or below 1, likelier.
+
+    Scores above 0 are divided by the penalty, scores below 0 multiplied: both go down.
+    How often a token has come does not matter. Scores have no natural zero, so a
+    constant added to a row, which changes no probability, changes what this does.
+
+    Raises:
+        ValueError: penalty is not above 0 and finite, a token is outside the
+            vocabulary, or a row's best score is not finite.
+
+    Source: Keskar et al. 2019, section 4.1; transformers
+    `RepetitionPenaltyLogitsProcessor`.
+    """
+    if not 0 < penalty < torch.inf:
+        raise ValueError(f"repetition_penalty must be above 0, got {penalty}")
+    logits, vocab_size = _checked(logits), logits.shape[-1]
+    if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(
+            f"tokens must be 0 to {vocab_size - 1}, got ids from {tokens.min()} "
+            f"to {tokens.max()}"
+        )
+    penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
+    has_come = torch.zeros_like(logits, dtype=torch.bool).scatter(1, tokens, True)
+    return torch.where(has_come, penalised, logits)
 
 
 def temperature(logits: Float[Tensor, "B V"], t: float) -> Float32[Tensor, "B V"]:
     """Divide the scores: t below 1 favours the best, above 1 evens out.
 
     Raises:
-        ValueError: t is not above 0, or a row's best score is not finite.
+        ValueError: t is not above 0 and finite, or a row's best score is not finite.
 
     Source: transformers `TemperatureLogitsWarper`.
     """
-    if not t > 0:
+    if not 0 < t < torch.inf:
         raise ValueError(f"temperature must be above 0, got {t}; for 0, use greedy")
     return _checked(logits) / t
 
@@ -65,6 +103,24 @@ def top_p(logits: Float[Tensor, "B V"], p: float) -> Float32[Tensor, "B V"]:
     return logits.masked_fill(excluded, -torch.inf)
 
 
+def min_p(logits: Float[Tensor, "B V"], p: float) -> Float32[Tensor, "B V"]:
+    """Exclude, with -inf, what is less than p times as likely as the row's best.
+
+    Where the model is sure, few stay; where it is not, many. 0 excludes nothing.
+
+    Raises:
+        ValueError: p is not 0 to 1, or a row's best score is not finite.
+
+    Source: Nguyen et al. 2024, section 3; transformers `MinPLogitsWarper`.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"min_p must be 0 to 1, got {p}")
+    logits = _checked(logits)
+    shares = logits.softmax(dim=-1)
+    best = shares.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(shares < p * best, -torch.inf)
+
+
 def guard_invalid(
     logits: Float[Tensor, "B V"], fallback_id: int = FALLBACK_ID
 ) -> Float32[Tensor, "B V"]:
@@ -86,60 +142,6 @@ def guard_invalid(
     replaced = torch.zeros_like(logits, dtype=torch.float32)
     replaced[:, fallback_id] = 5e4
     return replaced
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Draw each row's token by its probability, once the filters have had their say.
-
-    They act in this order: guard, temperature, top_k, top_p. It is a sampler for
-    `generate`; a generator of one's own makes the draws repeatable.
-
-    Raises:
-        ValueError: a value that its filter refuses, when made; scores that are not
-            finite, when called without the guard.
-
-    Source: transformers `GenerationMixin._sample`.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    guard: bool = False
-    generator: torch.Generator | None = None
-
-    def __post_init__(self) -> None:
-        # A rehearsal, so that a bad value is refused now, not at the first token.
-        self.probabilities(torch.zeros(1, FALLBACK_ID + 1))
-
-    def probabilities(self, logits: Float[Tensor, "B V"]) -> Float32[Tensor, "B V"]:
-        """Return what `__call__` draws from: each row sums to 1."""
-        if self.guard:
-            logits = guard_invalid(logits)
-        logits = temperature(logits, self.temperature)
-        if self.top_k is not None:
-            logits = top_k(logits, self.top_k)
-        return top_p(logits, self.top_p).softmax(dim=-1)
-
-    def __call__(self, logits: Float[Tensor, "B V"]) -> Int[Tensor, "B"]:
-        drawn = torch.multinomial(
-            self.probabilities(logits), 1, generator=self.generator
-        )
-        return drawn[:, 0]  # from (B, 1)
-
-
-def chatglm_sampler(generator: torch.Generator | None = None) -> Sample:
-    """Draw as ChatGLM-6B does in conversation.
-
-    Its code asks for the guard, 0.95 and 0.7. The 50 is the default of transformers 4,
-    which it does not switch off.
-
-    Source: ChatGLM-6B `ChatGLMForConditionalGeneration.chat`; transformers 4.27.1
-    `GenerationConfig`.
-    """
-    return Sample(
-        guard=True, temperature=0.95, top_k=50, top_p=0.7, generator=generator
-    )
 
 
 def _checked(logits: Tensor) -> Tensor:

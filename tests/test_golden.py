@@ -51,13 +51,8 @@ from annotated_src.rotary_2d import (
     rotation,
     table_rows,
 )
-from annotated_src.sampling import (
-    chatglm_sampler,
-    guard_invalid,
-    temperature,
-    top_k,
-    top_p,
-)
+from annotated_src.sampler import chatglm_sampler
+from annotated_src.sampling import guard_invalid, temperature, top_k, top_p
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = package_golden.GOLDEN

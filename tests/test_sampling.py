@@ -1,3 +1,5 @@
+"""Each filter of the scores against its counterpart in the originals."""
+
 from pathlib import Path
 
 import pytest
@@ -5,14 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers.generation import logits_process
 
-from annotated_src.generate import generate
-from annotated_src.models.llama import Llama, LlamaConfig
+from annotated_src.sampler import Sample, chatglm_sampler
 from annotated_src.sampling import (
-    FALLBACK_ID,
-    Sample,
-    chatglm_sampler,
     greedy,
     guard_invalid,
+    min_p,
+    repetition_penalty,
     temperature,
     top_k,
     top_p,
@@ -97,6 +97,31 @@ def test_top_p_is_that_of_transformers(p):
     assert torch.equal(top_p(awkward(), p), warper(None, awkward_again()))
 
 
+@pytest.mark.parametrize("p", [0.0, 1e-30, 1e-6, 0.01, 0.1, 0.3, 0.5, 0.9, 1.0])
+def test_min_p_is_that_of_transformers(p):
+    warper = logits_process.MinPLogitsWarper(p)
+    assert torch.equal(min_p(awkward(), p), warper(None, awkward_again()))
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.5, 0.999, 1.0, 1.1, 1.3, 2.0, 1e3])
+@pytest.mark.parametrize("length", [1, 5, 200])
+def test_repetition_penalty_is_that_of_transformers(penalty, length):
+    processor = logits_process.RepetitionPenaltyLogitsProcessor(penalty)
+    logits = awkward().clamp(-1e30, 1e30)
+    tokens = torch.randint(40, (logits.shape[0], length))
+    found = repetition_penalty(logits, tokens, penalty)
+    assert torch.equal(found, processor(tokens, logits.clone()))
+    changed = (found != logits).any()
+    assert changed == (penalty != 1.0)
+
+
+def test_repetition_penalty_of_one_row_is_that_of_transformers():
+    logits, tokens = torch.randn(1, 9), torch.tensor([[8, 0, 8, 3]])
+    processor = logits_process.RepetitionPenaltyLogitsProcessor(1.7)
+    found = repetition_penalty(logits, tokens, 1.7)
+    assert torch.equal(found, processor(tokens, logits.clone()))
+
+
 def awkward_again():
     torch.manual_seed(0)  # as the fixture `seed` left it
     return awkward()
@@ -104,9 +129,45 @@ def awkward_again():
 
 def test_a_row_does_not_depend_on_its_neighbours():
     logits = awkward()
-    for single in (lambda x: top_k(x, 5), lambda x: top_p(x, 0.7)):
+    for single in (
+        lambda x: top_k(x, 5),
+        lambda x: top_p(x, 0.7),
+        lambda x: min_p(x, 0.1),
+    ):
         alone = torch.cat([single(row[None]) for row in logits])
         assert torch.equal(single(logits), alone)
+
+
+def test_a_row_is_penalised_for_its_own_tokens_only():
+    logits = torch.tensor([[1.0, 2.0, -4.0]]).expand(2, -1)
+    found = repetition_penalty(logits, torch.tensor([[0, 2], [1, 1]]), 2.0)
+    assert found.tolist() == [[0.5, 2.0, -8.0], [1.0, 1.0, -4.0]]
+
+
+def test_a_penalty_below_one_favours_what_has_come():
+    found = repetition_penalty(torch.tensor([[1.0, -1.0]]), torch.tensor([[0, 1]]), 0.5)
+    assert found.tolist() == [[2.0, -0.5]]
+
+
+def test_a_score_of_zero_or_an_excluded_one_cannot_be_penalised():
+    logits = torch.tensor([[0.0, -INF, 3.0]])
+    found = repetition_penalty(logits, torch.tensor([[0, 1]]), 5.0)
+    assert found.tolist() == logits.tolist()
+
+
+def test_without_tokens_there_is_nothing_to_penalise():
+    logits = torch.randn(2, 9)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    assert torch.equal(repetition_penalty(logits, none, 3.0), logits)
+
+
+@pytest.mark.parametrize("bad", [-1, 9, 100])
+def test_the_penalty_refuses_ids_outside_the_vocabulary(bad):
+    tokens = torch.tensor([[3, bad]])
+    low, high = sorted([3, bad])
+    message = f"tokens must be 0 to 8, got ids from {low} to {high}"
+    with pytest.raises(ValueError, match=message):
+        repetition_penalty(torch.randn(1, 9), tokens, 1.5)
 
 
 def test_temperature_keeps_ratios_of_logarithms():
@@ -137,6 +198,33 @@ def test_top_p_of_equals_keeps_as_many_as_it_needs():
         assert (top_p(torch.zeros(1, 8), p) > -INF).sum() == kept
 
 
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [
+        (0.0, [0, 1, 2, 3]),
+        (0.124, [0, 1, 2, 3]),
+        (0.2, [0, 2, 3]),
+        (0.49, [0, 2]),
+        (0.6, [2]),
+        (1.0, [2]),
+    ],
+)
+def test_min_p_keeps_what_reaches_a_share_of_the_best(p, kept):
+    logits = torch.tensor([[0.25, 0.0625, 0.5, 0.1875]]).log()
+    found = min_p(logits, p)
+    assert (found[0] > -INF).nonzero().flatten().tolist() == kept
+    assert torch.equal(found[0, kept], logits[0, kept])
+
+
+def test_min_p_of_equals_keeps_all():
+    assert torch.equal(min_p(torch.zeros(1, 8), 1.0), torch.zeros(1, 8))
+
+
+def test_min_p_keeps_few_where_one_wins_and_many_where_none_does():
+    logits = torch.tensor([[5.0, 0, 0, 0, 0], [0.5, 0, 0, 0, 0]])
+    assert (min_p(logits, 0.1) > -INF).sum(dim=1).tolist() == [1, 5]
+
+
 def test_they_compute_in_float32_and_leave_their_input_alone():
     logits = torch.randn(2, 30).half()
     before = logits.clone()
@@ -144,6 +232,8 @@ def test_they_compute_in_float32_and_leave_their_input_alone():
         temperature(logits, 0.7),
         top_k(logits, 3),
         top_p(logits, 0.5),
+        min_p(logits, 0.5),
+        repetition_penalty(logits, torch.tensor([[3], [4]]), 1.5),
         guard_invalid(logits),
         guard_invalid(logits.masked_fill(logits > 1, NAN)),
     ):
@@ -170,10 +260,16 @@ def test_the_guard_refuses_an_id_outside_the_vocabulary(fallback_id):
         guard_invalid(torch.randn(3, 5))
 
 
+def penalise(logits, penalty):
+    return repetition_penalty(logits, torch.tensor([[0, 1]] * len(logits)), penalty)
+
+
 BAD_VALUES = [
-    (temperature, "temperature", [0.0, -1.0, NAN], "above 0"),
+    (penalise, "repetition_penalty", [0.0, -1.2, INF, -INF, NAN], "above 0"),
+    (temperature, "temperature", [0.0, -1.0, -INF, NAN], "above 0"),
     (top_k, "top_k", [0, -3], "at least 1"),
-    (top_p, "top_p", [0.0, -0.1, 1.0001, 70.0, NAN], "above 0 and at most 1"),
+    (top_p, "top_p", [0.0, -0.1, 1.0001, 70.0, INF, NAN], "above 0 and at most 1"),
+    (min_p, "min_p", [-0.1, 1.0001, 70.0, INF, NAN], "0 to 1"),
 ]
 
 
@@ -199,6 +295,8 @@ def test_bad_values_are_refused_at_once(function, name, value, wanted):
         lambda logits: temperature(logits, 0.5),
         lambda logits: top_k(logits, 2),
         lambda logits: top_p(logits, 0.5),
+        lambda logits: min_p(logits, 0.5),
+        lambda logits: penalise(logits, 1.5),
         Sample(),
     ],
 )
@@ -208,84 +306,13 @@ def test_scores_without_a_finite_best_are_refused(function, row, score):
         function(logits)
 
 
-def test_a_temperature_that_overflows_is_refused_not_drawn():
-    with pytest.raises(ValueError, match="the best score is inf"):
-        Sample(temperature=1e-38)(torch.full((1, 4), 1e3))
+@pytest.mark.parametrize("broken", [NAN, INF])
+def test_greedy_refuses_broken_scores(broken):
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, broken, 9.0]])
+    with pytest.raises(ValueError, match=rf"row 1: the best score is {broken}"):
+        greedy(logits)
 
 
-def test_sample_filters_in_order():
-    logits = awkward()[12:]
-    expected = top_p(top_k(temperature(logits, 0.6), 8), 0.8).softmax(dim=-1)
-    sample = Sample(temperature=0.6, top_k=8, top_p=0.8)
-    assert torch.equal(sample.probabilities(logits), expected)
-    other = temperature(top_k(top_p(logits, 0.8), 8), 0.6).softmax(dim=-1)
-    assert not torch.allclose(other, expected, atol=1e-2)
-
-
-def test_sample_without_filters_is_the_softmax():
-    logits = torch.randn(4, 30)
-    assert torch.equal(Sample().probabilities(logits), logits.softmax(dim=-1))
-
-
-def test_of_many_alike_chatglm_draws_from_the_best_50():
-    logits = torch.linspace(0, 0.01, 200)[None]
-    kept = (chatglm_sampler().probabilities(logits)[0] > 0).nonzero().flatten()
-    assert kept.tolist() == list(range(200 - 35, 200))  # 0.7 of 50, not of 200
-
-
-def test_chatglm_draws_its_fallback_when_scores_break():
-    logits = torch.randn(3, 20)
-    logits[2, 0] = NAN
-    assert chatglm_sampler()(logits).tolist() == [FALLBACK_ID] * 3
-
-
-def test_draws_follow_the_probabilities():
-    draws, bound = 20_000, 31  # chi-squared, 5 degrees of freedom: 1 in 100 000
-    shares = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.04, 0.01])
-    sample = Sample(generator=torch.Generator().manual_seed(0))
-    drawn = sample(shares.log().expand(draws, -1))
-
-    def distance(expected):
-        counts = drawn.bincount(minlength=6)
-        return ((counts - draws * expected) ** 2 / (draws * expected)).sum().item()
-
-    assert distance(shares) < bound
-    moved = shares + torch.tensor([-0.02, 0.02, 0, 0, 0, 0])
-    assert distance(moved) > bound  # the test would see as little as this
-
-
-def test_excluded_tokens_are_never_drawn():
-    logits = torch.randn(1, 30)
-    sample = Sample(top_k=4, generator=torch.Generator().manual_seed(0))
-    drawn = sample(logits.expand(5000, -1))
-    assert set(drawn.tolist()) == set(logits[0].topk(4).indices.tolist())
-
-
-def test_each_row_is_drawn_from_its_own_scores():
-    sure = torch.eye(7)[[3, 0, 6, 3]] * 1e3
-    assert Sample()(sure).tolist() == [3, 0, 6, 3]
-
-
-def test_a_generator_makes_draws_repeatable_whatever_else_draws():
-    logits = torch.randn(50, 30)
-    first = chatglm_sampler(torch.Generator().manual_seed(7))(logits)
-    torch.rand(3)
-    again = chatglm_sampler(torch.Generator().manual_seed(7))(logits)
-    other = chatglm_sampler(torch.Generator().manual_seed(8))(logits)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_it_is_a_sampler_for_generate():
-    sizes = {"num_layers": 1, "embed_dim": 8, "num_heads": 2, "num_kv_heads": 1}
-    sizes |= {"head_dim": 4, "ffn_dim": 8, "max_seq_len": 16, "vocab_size": 30}
-    config = LlamaConfig(**sizes, norm_eps=1e-5, rope_base=1e4, tied_head=False)
-    model, prompt = Llama(config), torch.tensor([[1, 2, 3], [4, 5, 6]])
-
-    def text(sampler):
-        return generate(model, prompt, max_new_tokens=9, sampler=sampler).tolist()
-
-    # One token left to choose from is the greedy choice.
-    assert text(Sample(top_k=1)) == text(greedy)
-    drawn = [text(chatglm_sampler(torch.Generator().manual_seed(s))) for s in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
+def test_an_endless_temperature():
+    with pytest.raises(ValueError, match="temperature must be above 0, got inf"):
+        temperature(torch.zeros(1, 3), INF)
