@@ -3,23 +3,18 @@
 python -m annotated_src.generate "What is a llama?"
 """
 
-import argparse
-import sys
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
-from annotated_src.checkpoint import load_model
+from annotated_src.sampler import Sampler
 from annotated_src.sampling import greedy
-from annotated_src.tokenizer import load_tokenizer, stream_text
-from annotated_src.weights import WeightsError, smollm2
 
-Sampler = Callable[[Float[Tensor, "B V"]], Int[Tensor, "B"]]
+StopIds = Collection[int] | Sequence[Collection[int]]
 
 
 def generate(
@@ -28,19 +23,24 @@ def generate(
     *,
     max_new_tokens: int,
     sampler: Sampler = greedy,
-    stop_ids: Collection[int] = (),
+    stop_ids: StopIds = (),
+    is_token: Bool[Tensor, "B T"] | None = None,
     positions: Int[Tensor, "B rows T"] | None = None,
     mask: Bool[Tensor, "B 1 T T"] | None = None,
 ) -> Int[Tensor, "B S"]:
-    """Return the prompt and its continuation.
+    """Return the prompts and their continuations.
 
-    It ends when every row has drawn a stop id, or after max_new_tokens. A row that ends
-    before the others repeats its stop id. ChatGLM takes positions and mask of a padded
-    prompt from its tokenizer.
+    It ends when every row has drawn one of the stop_ids (the same for all rows, or a
+    collection for each), or after max_new_tokens. A row that ends before the others
+    repeats its stop id.
+
+    Prompts of different lengths are padded on the left; then the tokenizer's `pad` says
+    how: is_token (False at padding) for Llama, positions and mask for ChatGLM.
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary, or more tokens in all
-            than the model was made for.
+        ValueError: an empty prompt, an id outside the vocabulary, padding elsewhere
+            than on the left, more tokens in all than the model was made for, or
+            stop_ids for another number of rows.
 
     Source: transformers `GenerationMixin._sample`.
     """
@@ -50,6 +50,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         sampler=sampler,
         stop_ids=stop_ids,
+        is_token=is_token,
         positions=positions,
         mask=mask,
     )
@@ -62,7 +63,8 @@ def generate_stream(
     *,
     max_new_tokens: int,
     sampler: Sampler = greedy,
-    stop_ids: Collection[int] = (),
+    stop_ids: StopIds = (),
+    is_token: Bool[Tensor, "B T"] | None = None,
     positions: Int[Tensor, "B rows T"] | None = None,
     mask: Bool[Tensor, "B 1 T T"] | None = None,
 ) -> Iterator[Int[Tensor, "B"]]:
@@ -77,9 +79,12 @@ def generate_stream(
             f"prompt {prompt} + max_new_tokens {max_new_tokens} must be "
             f"0 to {limit} tokens (max_seq_len)"
         )
-    given = {"positions": positions, "mask": mask}
+    stops = _stop_table(stop_ids, tokens)
+    given = {"is_token": is_token, "positions": positions, "mask": mask}
     given = {name: value for name, value in given.items() if value is not None}
-    return _decode(model, tokens, max_new_tokens, sampler, list(stop_ids), given)
+    if is_token is not None:
+        _check_padding(is_token, tokens)
+    return _decode(model, tokens, max_new_tokens, sampler, stops, given)
 
 
 @torch.inference_mode()
@@ -88,54 +93,64 @@ def _decode(
     tokens: Tensor,
     max_new_tokens: int,
     sampler: Sampler,
-    stop_ids: list[int],
+    stops: Tensor,
     given: dict[str, Tensor],
 ) -> Iterator[Tensor]:
     cache = model.new_cache(tokens.shape[0], tokens.shape[1] + max_new_tokens)
-    stops = torch.tensor(stop_ids, dtype=tokens.dtype, device=tokens.device)
+    is_token = given.get("is_token")
+    if is_token is not None:  # the sampler sees the row's last token for padding
+        tokens = tokens.where(is_token, tokens[:, -1:])
     ended = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     last = tokens[:, -1]
     step = tokens  # first the prefill: the whole prompt; from then on, one token
     for _ in range(max_new_tokens):
-        logits = model(step, cache, **given)[:, -1]
-        last = torch.where(ended, last, sampler(logits))
+        logits = model(step, cache, last_logits_only=True, **given)[:, 0]
+        last = torch.where(ended, last, sampler(logits, tokens))
         yield last
-        ended = torch.isin(last, stops)  # a row that had ended repeats its stop id
+        # A row that had ended repeats its stop id, so it is found again.
+        ended = (last[:, None] == stops).any(dim=1)
         if ended.all():
             return
         step, given = last[:, None], {}
+        tokens = torch.cat((tokens, step), dim=1)
+        if is_token is not None:
+            is_token = F.pad(is_token, (0, 1), value=True)
+            given = {"is_token": is_token}
 
 
-def main() -> None:
-    """Answer one prompt, word by word."""
-    parser = argparse.ArgumentParser(prog="python -m annotated_src.generate")
-    parser.add_argument("path", nargs="?", type=Path, help="a model; default SmolLM2")
-    parser.add_argument("prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    options = parser.parse_args()
-    try:
-        directory = options.path or smollm2()
-        model = load_model(directory)
-        tokenizer = load_tokenizer(directory)
-        tokens = tokenizer.chat([{"role": "user", "content": options.prompt}])
-        given: dict[str, Any] = {}
-        if isinstance(tokenizer, ChatGLMTokenizer):
-            _, positions, mask = tokenizer.pad([tokens])
-            given = {"positions": positions, "mask": mask}
-        new_ids = generate_stream(
-            model,
-            tokens,
-            max_new_tokens=options.max_new_tokens,
-            stop_ids=[tokenizer.eos_id],
-            **given,
+def _stop_table(stop_ids: StopIds, tokens: Tensor) -> Int[Tensor, "B most"]:
+    """Write down each row's stop ids; -1, which no token has, fills shorter rows."""
+    batch_size = tokens.shape[0]
+    per_row = [ids for ids in stop_ids if not isinstance(ids, int)]
+    if not per_row:
+        per_row = [stop_ids] * batch_size
+    elif len(per_row) != len(stop_ids) or len(per_row) != batch_size:
+        raise ValueError(
+            f"stop_ids must be ids, or {batch_size} collections of ids, one for each "
+            f"row, got {stop_ids}"
         )
-        for piece in stream_text(tokenizer, (int(row) for row in new_ids)):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    except (WeightsError, FileNotFoundError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    sys.stdout.write("\n")
+    rows = [torch.tensor(list(ids), dtype=torch.long) for ids in per_row]
+    table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    return table.to(tokens.device)
+
+
+def _check_padding(is_token: Tensor, tokens: Tensor) -> None:
+    if is_token.shape != tokens.shape:
+        raise ValueError(
+            f"is_token must be (B, T) = {tuple(tokens.shape)}, got "
+            f"{tuple(is_token.shape)}"
+        )
+    # Once a token has come, no padding may follow, and the last must be a token.
+    wrong = ~is_token[:, -1] | (is_token[:, :-1] & ~is_token[:, 1:]).any(dim=1)
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        raise ValueError(
+            f"row {row}: padding must stand on the left, before at least one token, "
+            f"got is_token {is_token[row].int().tolist()}"
+        )
 
 
 if __name__ == "__main__":
+    from annotated_src.command_line import main
+
     main()
