@@ -94,18 +94,18 @@ class ModelMap:
                 f'viewBox="0 0 {WIDTH:g} {height:g}" width="{WIDTH:g}" '
                 f'style="max-width:100%" font-family="sans-serif" fill="currentColor">',
                 f"<title>{escape(label)}</title>",
-                _text(CENTRE, 22.0, "token ids (B, T)"),
+                svg_text(CENTRE, 22.0, "token ids (B, T)"),
                 _arrow(28.0, tops[0]),
                 *(self._row(*at) for at in zip(self.rows, tops, strict=True)),
                 *self._block(tops),
-                _text(CENTRE, height - 10, "logits, one row per token"),
+                svg_text(CENTRE, height - 10, "logits, one row per token"),
                 "</svg>",
             ]
         )
 
     def _row(self, row: Row, top: float) -> str:
         width = (BOX_WIDTH - 6 * (len(row.boxes) - 1)) / len(row.boxes)
-        drawn = [_text(LEFT + BOX_WIDTH + 22, top + 20, row.shape, 13, "start")]
+        drawn = [svg_text(LEFT + BOX_WIDTH + 22, top + 20, row.shape, 13, "start")]
         for i, (part, words) in enumerate(row.boxes):
             x = LEFT + i * (width + 6)
             lit = part in self.lit
@@ -114,7 +114,7 @@ class ModelMap:
                 f'<rect x="{x:.1f}" y="{top:g}" width="{width:.1f}" '
                 f'height="{BOX_HEIGHT:g}" rx="5" stroke="currentColor" fill="{fill}"/>'
             )
-            drawn.append(_text(x + width / 2, top + 20, words, ink=ink))
+            drawn.append(svg_text(x + width / 2, top + 20, words, ink=ink))
         bottom = top + BOX_HEIGHT
         if row.adds:
             drawn.append(_arrow(bottom, bottom + 5))
@@ -136,10 +136,10 @@ class ModelMap:
                 f'stroke-width="{4 if lit else 2.5}"/>'
             )
             if self.scale:
-                drawn.append(_text(LEFT + 44, plus + 15, self.scale, 13))
+                drawn.append(svg_text(LEFT + 44, plus + 15, self.scale, 13))
             drawn.append(
                 f'<circle cx="{CENTRE:g}" cy="{plus:g}" r="10" fill="none" '
-                f'stroke="currentColor"/>' + _text(CENTRE, plus + 5.5, "+", 17)
+                f'stroke="currentColor"/>' + svg_text(CENTRE, plus + 5.5, "+", 17)
             )
         top = tops[self.frame[0]] - 11
         bottom = tops[self.frame[1]] + BOX_HEIGHT + (33 if self.scale else 30)
@@ -148,7 +148,7 @@ class ModelMap:
             f'height="{bottom - top:g}" rx="9" fill="none" '
             f'stroke="currentColor" stroke-dasharray="4 4"/>'
         )
-        drawn.append(_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
+        drawn.append(svg_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
         return drawn
 
 
@@ -169,7 +169,7 @@ def _tops(rows: Sequence[Row]) -> list[float]:
     return tops
 
 
-def _text(
+def svg_text(
     x: float,
     y: float,
     words: str,
@@ -177,6 +177,7 @@ def _text(
     anchor: str = "middle",
     ink: str = "currentColor",
 ) -> str:
+    """Write words at a place; y is their baseline."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
         f'fill="{ink}">{escape(words)}</text>'
