@@ -73,8 +73,11 @@ equality: $(READY) ## Write the book's table of equality with the original ChatG
 	WRITE_EQUALITY=1 $(BIN)/python -m pytest tests/test_golden.py -q
 
 .PHONY: bench
-bench: $(READY) weights-if-possible ## Measure tokens a second of the real model on this machine.
-	$(BIN)/python tests/bench.py
+bench: $(READY) weights-if-possible ## Measure the real model on this machine, beside transformers and llama.cpp.
+	$(call say,"measuring: some minutes, on a machine that does nothing else")
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]' \
+	  || echo "no llama.cpp to compare with: xllamacpp could not be installed"
+	$(BIN)/python -m tests.bench
 
 .PHONY: clean
 clean: ## Remove .venv and everything built. The real model in its cache folder stays.
