@@ -18,21 +18,34 @@ Read the files in this order; each imports only from files above it.
     quantize       int8 and int4 weights
     models.llama   LlamaConfig, LlamaBlock, Llama, HF_NAMES
     models.chatglm  ChatGLMConfig, ChatGLMBlock, ChatGLM, HF_NAMES
+    fast           Llama for speed: int8 products
     loss           what training makes small
     blank_infilling  plain text to training examples
     gguf           read a GGUF file
     shards         the files of a checkpoint
+    config_json    check what config.json says
+    architectures  from config.json to a model without weights
     checkpoint     read, rename and load weights, strictly
+    saving         write a checkpoint
     chatglm_text   ChatGLM's whitespace, prompts and clean-up
     chatglm_tokenizer  ChatGLM's ids: blanks, padding with masks and positions
-    tokenizer      text to ids and back; chat templates
+    byte_alphabet  bytes as characters that one can see
+    byte_pair      BytePairEncoder: text to ids, spelled out
+    learn_merges   where its merges come from
+    chat_template  conversations to text
+    tokenizer      text to ids and back
     gguf_to_hf     a GGUF file as a Hugging Face directory
     weights        fetch the real model
     small_chatglm  the small ChatGLM that comes along
     training_text  the text that it learnt from
     train_small_chatglm  how it was trained
-    sampling       choose the next token
+    training       teach a small Llama a text
+    sampling       filters of the next token's scores
+    sampler        choose the next token
     generate       prefill, then decode
+    scoring        how well a model expects a text
+    pipeline       preprocess, forward, postprocess
+    command_line   answer in the terminal
     beam_search    several continuations at once
     golden         what the original ChatGLM-6B computed
     show           show source in a notebook

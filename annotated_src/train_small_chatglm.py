@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,13 +25,13 @@ from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
 from annotated_src.checkpoint import names_by_layer
 from annotated_src.loss import next_token_loss
 from annotated_src.models.chatglm import HF_NAMES, ChatGLM, ChatGLMConfig
+from annotated_src.saving import write_checkpoint
 from annotated_src.small_chatglm import HELD_OUT_FILE
 from annotated_src.training_text import (
     hold_out,
     passages,
     read_chapters,
     train_tokenizer,
-    write_json,
 )
 
 LONGEST = 128  # ids of a text
@@ -146,8 +145,7 @@ def save(model: ChatGLM, config: Mapping[str, object], directory: Path) -> None:
     state = model.state_dict()
     names = names_by_layer(model, HF_NAMES)
     weights = {theirs: state[ours].half() for theirs, ours in names.items()}
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    write_json(directory / "config.json", config)
+    write_checkpoint(directory, config, weights)
 
 
 def main() -> None:
