@@ -63,7 +63,8 @@ def test_it_reports_progress(make_gguf, tmp_path):
 
 
 def test_every_name_here_has_one_there():
-    assert GGUF_NAMES.keys() == HF_NAMES.keys()
+    weights = {name for name in HF_NAMES if name.endswith(".weight")}
+    assert GGUF_NAMES.keys() == weights  # a Llama in GGUF has no biases
 
 
 def rewritten(source, target, **changes):

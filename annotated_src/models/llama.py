@@ -60,14 +60,20 @@ class LlamaConfig:
         if act != "silu":
             raise ValueError(f"config.json: hidden_act is {act!r}, Llama has 'silu'")
         try:
-            num_heads = config["num_attention_heads"]
+            num_heads, width = config["num_attention_heads"], config["hidden_size"]
+            if not (head_dim := config.get("head_dim")):
+                head_dim, rest = divmod(width, num_heads)
+                if rest:
+                    raise ValueError(f"{num_heads} heads do not divide width {width}")
+            if head_dim % 2:
+                raise ValueError(f"head_dim must be even, for RoPE, got {head_dim}")
             return cls(
                 vocab_size=config["vocab_size"],
                 num_layers=config["num_hidden_layers"],
-                embed_dim=config["hidden_size"],
+                embed_dim=width,
                 num_heads=num_heads,
                 num_kv_heads=config.get("num_key_value_heads") or num_heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
+                head_dim=head_dim,
                 ffn_dim=config["intermediate_size"],
                 max_seq_len=config["max_position_embeddings"],
                 norm_eps=float(config["rms_norm_eps"]),

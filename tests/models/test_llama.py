@@ -262,6 +262,9 @@ def test_config_that_transformers_wrote(small):
         ({"rope_scaling": LLAMA3_4 | {"factor": -1.0}}, "rope scaling", "-1.0"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope", "yarn"),
         ({"hidden_act": "gelu"}, "hidden_act", "gelu"),
+        ({"head_dim": None, "hidden_size": 50}, "6 heads do not divide", "width 50"),
+        ({"head_dim": 9}, "head_dim must be even", "9"),
+        ({"head_dim": None, "hidden_size": 54}, "head_dim must be even", "9"),
     ],
 )
 def test_a_config_that_asks_for_what_llama_does_not_do(asked, key, value):
