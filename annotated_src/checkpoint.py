@@ -131,9 +131,9 @@ def assign_strictly(
 ) -> None:
     """Put the tensors into the model, all or none.
 
-    Each is cast as it comes, and let go. The model gets the results at the end, when
-    every tensor has proved right. Without copy, a tensor that needs no cast becomes the
-    model's own: for those that nobody else holds, as `read_tensors` yields them.
+    Each is cast as it comes, and let go. The model gets the results at the end. Without
+    copy, a tensor that needs no cast becomes the model's own: for those that nobody
+    else holds, as `read_tensors` yields them.
 
     Raises:
         TensorMismatch: a tensor is missing, unexpected, of another shape or no weight.

@@ -461,11 +461,12 @@ lenient(tokens).shape
 
 # %% [markdown]
 # The same goes for `config.json`. A key that asks for something this Llama does not do
-# is an error, not a shrug: Llama 3.1 stretches its rotations, and its config says so.
+# is an error, not a shrug. Some checkpoints stretch their rotations for longer texts:
+# Llama 3.1's way is known here, others are refused by name.
 
 # %%
 config = read_json(folder / "config.json")
-config["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 500_000.0}
+config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 500_000.0}
 try:
     LlamaConfig.from_hf(config)
 except ValueError as error:
