@@ -53,13 +53,10 @@ def test_padding_taken_for_tokens_would_change_the_answer(make_checkpoint, batch
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_a_padded_batch_equals_transformers(checkpoint, batch, penalty):
-    """There padding is penalised too, so here it is an id outside every answer."""
+    """It takes the padding out of the penalty too, as it knows the attention mask."""
     tokens, is_token = batch
     sampler = Sample(repetition_penalty=penalty, top_k=1)
     options = {"max_new_tokens": NEW, "is_token": is_token, "sampler": sampler}
-    free = generate(checkpoint.model, tokens, **options)
-    pad = min(set(range(97)) - set(free.flatten().tolist()))
-    tokens = tokens.masked_fill(~is_token, pad)
     expected = checkpoint.reference.generate(
         tokens,
         attention_mask=is_token.long(),
@@ -67,7 +64,7 @@ def test_a_padded_batch_equals_transformers(checkpoint, batch, penalty):
         repetition_penalty=penalty,
         max_new_tokens=NEW,
         eos_token_id=None,
-        pad_token_id=pad,
+        pad_token_id=0,
     )
     found = generate(checkpoint.model, tokens, **options)
     assert found.tolist() == expected.tolist()
