@@ -21,8 +21,13 @@ from transformers.utils import logging
 
 # From here on every signature of the package is checked when it is called.
 jaxtyping.install_import_hook("annotated_src", "beartype.beartype")
-# The same examples in every run; no deadline, since the first call may be slow.
-hypothesis.settings.register_profile("here", derandomize=True, deadline=None)
+# The same examples in every run; a busy machine may be as slow as it likes.
+hypothesis.settings.register_profile(
+    "here",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("here")
 torch.set_num_threads(1)
 logging.disable_progress_bar()
