@@ -175,20 +175,21 @@ def stream_text(
     """
     window: list[int] = []  # ids that are decoded together
     known = 0  # how many of them have been shown
-    shown = ""
+    shown = latest = ""
     for token in ids:
         window.append(token)
-        text = tokenizer.decode(window)
-        if text.endswith(REPLACEMENT) or _may_go_on(tokenizer, token):
+        before, latest = latest, tokenizer.decode(window)
+        half = latest.endswith(REPLACEMENT) or _may_go_on(tokenizer, token)
+        if half or latest == before:  # a special token leaves held back what was
             continue
-        text = tokenizer.settled(text)
+        text = tokenizer.settled(latest)
         yield text[len(shown) :]
         if isinstance(tokenizer, TextTokenizer) and text != shown:
             # Older ids no longer matter. Those just shown do: they stand in front, so
             # that the next id is not taken for the first, which may lose its space.
             del window[:known]
             known, text = len(window), tokenizer.decode(window)
-        shown = text
+        shown = latest = text
     yield tokenizer.decode(window)[len(shown) :]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import AutoTokenizer
@@ -371,6 +371,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@example(ids=[2, 0], often=[255])  # a special token inside a run of bytes
 @given(ids=st.lists(st.integers(0, 268)), often=st.lists(st.integers(255, 268)))
 def test_any_ids_stream_whatever_the_decoder(kind, ids, often):
     tokenizer = sentencepiece_style(KINDS[kind])
