@@ -74,7 +74,7 @@ equality: $(READY) ## Write the book's table of equality with the original ChatG
 
 .PHONY: bench
 bench: $(READY) weights-if-possible ## Measure the real model on this machine, beside transformers and llama.cpp.
-	$(call say,"measuring: some minutes, on a machine that does nothing else")
+	$(call say,"measuring for some minutes; the machine should do nothing else")
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]' \
 	  || echo "no llama.cpp to compare with: xllamacpp could not be installed"
 	$(BIN)/python -m tests.bench
