@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -148,7 +148,7 @@ def flow_data(num_tokens: int = 12, window: int = 3) -> FlowData:
                 return x
 
             # Row by row: the fused attention knows no batch of gradients.
-            jacobian = torch.autograd.functional.jacobian(stack, x)
+            jacobian = cast(Tensor, torch.autograd.functional.jacobian(stack, x))
             # (1, T, D, 1, T, D): of each number that leaves, by each that enters
             sizes.append(torch.linalg.vector_norm(jacobian[0, :, :, 0], dim=(1, 3)))
             titles.append(f"{name}\n{depth} layer{'s' if depth > 1 else ''}")
