@@ -774,13 +774,14 @@ torch.manual_seed(3)
 matrices = [weight for weight in model.parameters() if weight.ndim == 2]
 lost = []
 for _ in range(40):
-    bits = matrices[torch.randint(len(matrices), ())].flatten().view(torch.int32)
-    i, bit = torch.randint(len(bits), ()), int(torch.randint(32, ()))
+    bits = matrices[torch.randint(len(matrices), ())].detach().view(torch.int32)
+    i, bit = torch.randint(bits.numel(), ()), int(torch.randint(32, ()))
+    at = divmod(int(i), bits.shape[1])  # row and column
     mask = (1 << bit) - (bit == 31) * 2**32  # in int32 the highest bit counts negative
-    bits[i] ^= mask
+    bits[at] ^= mask
     if model(prompt)[0, -1].argmax() != paris:
         lost.append(bit)
-    bits[i] ^= mask
+    bits[at] ^= mask
 print(f"40 random bits of random matrices: {40 - len(lost)} times still Paris")
 confirm("else it was the highest bit of the exponent", set(lost) == {30})
 
