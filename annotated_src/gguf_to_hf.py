@@ -1,6 +1,5 @@
 """Write a Llama in a GGUF file as a Hugging Face directory, in float32."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from annotated_src.gguf import GGUF, GGUFError, read_gguf
 from annotated_src.models.llama import HF_NAMES
 from annotated_src.rotary import rows_to_half_split
+from annotated_src.shards import write_json
 
 FILES = (
     "config.json",
@@ -66,9 +66,9 @@ def convert_gguf(
     directory.mkdir()
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     tokenizer.save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", tokenizer_config)
+    write_json(directory / "tokenizer_config.json", tokenizer_config)
     (directory / "chat_template.jinja").write_text(template, "utf-8")
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
 
 
 def hf_config(m: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,3 @@ def _hf_tensors(
         yield names[template].format(layer), tensor.contiguous()
         if i % 50 == 0 or i == len(gguf.tensors):
             progress(f"  {i} of {len(gguf.tensors)} tensors")
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -1,6 +1,5 @@
 """Write a Llama to disk, as Hugging Face directories have it."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from annotated_src.checkpoint import names_by_layer
 from annotated_src.models.llama import HF_NAMES, Llama, LlamaConfig
-from annotated_src.shards import INDEX
+from annotated_src.shards import INDEX, write_json
 
 FILE = "model.safetensors"
 SHARD = "model-{:05}-of-{:05}.safetensors"
@@ -119,7 +118,7 @@ def write_checkpoint(
     with TemporaryDirectory(prefix=".saving-", dir=directory) as name:
         aside = Path(name)
         files = _write_weights(aside, weights, max_shard_bytes)
-        _write_json(aside / CONFIG, config)
+        write_json(aside / CONFIG, config)
         (directory / CONFIG).unlink(missing_ok=True)
         for old in directory.iterdir():
             if WEIGHTS.fullmatch(old.name):
@@ -146,7 +145,7 @@ def _write_weights(
     }
     total = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    _write_json(directory / INDEX.format(FILE), index)
+    write_json(directory / INDEX.format(FILE), index)
     return [*files, INDEX.format(FILE)]
 
 
@@ -161,7 +160,3 @@ def _shards(weights: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]
         names.append(name)
         size += tensor.nbytes
     yield names
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

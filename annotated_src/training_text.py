@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceTrainer
 
 from annotated_src.chatglm_text import MARKS
 from annotated_src.chatglm_tokenizer import MODEL_FILE
+from annotated_src.shards import write_json
 
 HELD_OUT = 50  # one chapter of so many is not trained on
 # In the order of ChatGLM-6B's own SentencePiece model.
@@ -83,8 +84,3 @@ def train_tokenizer(texts: Sequence[str], directory: Path, vocab_size: int) -> N
     (directory / MODEL_FILE).write_bytes(written.getvalue())
     kept = {"do_lower_case": False, "remove_space": False, "num_image_tokens": 0}
     write_json(directory / "tokenizer_config.json", {**ROLES, **kept})
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write an object down, a key a line."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
