@@ -74,6 +74,24 @@ def test_the_limits_are_measured():
     assert all(value > 0 for value in found.values())
 
 
+def test_every_row_that_is_behind_has_a_profile(tiny, monkeypatch):
+    """Which rows those are is decided here: a measurement would be chance."""
+    monkeypatch.setattr(worker, "limits", lambda: LIMITS)
+    ahead, behind = ({"plain": t, "fast": 1, "transformers": 2} for t in (1, 3))
+    monkeypatch.setattr(worker, "prefill_row", lambda _, batch_size, *more: behind)
+    monkeypatch.setattr(
+        worker, "decode_row", lambda _, b, context, *more: (ahead, behind)[b == 2]
+    )
+    job = {"directory": str(tiny.path), "gguf": {}, "repeats": 1, "prefill": 8}
+    job |= {"contexts": [6], "batches": [1, 2], "steps": 4, "vocab_size": 97}
+    monkeypatch.setattr(worker, "profile", lambda runner, work: [])
+    assert set(worker.table(job)["profiles"]) == {
+        "prefill, 8 tokens, batch 1",
+        "prefill, 8 tokens, batch 2",
+        "decode, context 6, batch 2",
+    }
+
+
 def test_a_load_is_measured_in_a_process_of_its_own(tiny):
     job = {"name": "plain", "directory": str(tiny.path), "vocab_size": 97}
     found = run("load", job)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from tests.bench.report import PARAMETERS
+
 VOCAB = 49152  # of SmolLM2; for a smaller model, pass ids below its own
 
 
@@ -109,7 +111,7 @@ class LlamaCpp:
         import xllamacpp
 
         self.name = "llama.cpp " + Path(path).stem.rsplit(".")[-1]
-        self.weight_bytes = Path(path).stat().st_size / 134_515_008
+        self.weight_bytes = Path(path).stat().st_size / PARAMETERS
         params = xllamacpp.CommonParams()
         params.model.path, params.warmup = str(path), False
         params.verbosity = -1

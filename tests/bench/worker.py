@@ -92,31 +92,30 @@ def table(job):
     runners = [kind(job["directory"]) for kind in TORCH]
     for path in job["gguf"].values():
         runners.append(contenders.LlamaCpp(path, threads))
-    rows, profiles, steps = {}, {}, job["steps"]
+    rows, profiles = {}, {}
+    steps, vocab_size = job["steps"], job["vocab_size"]
+
+    def explain(name, work):
+        """Profile a row in which the plain path is not ahead."""
+        if rows[name]["plain"] >= rows[name]["transformers"]:
+            both = [r for r in runners if r.name in ("plain", "transformers")]
+            profiles[name] = {r.name: profile(r, work) for r in both}
+
     for batch_size in job["batches"]:
         name = f"prefill, {job['prefill']} tokens, batch {batch_size}"
         # The longest rows are measured less often.
         times = repeats if batch_size == 1 else max(1, repeats - 1)
-        rows[name] = prefill_row(runners, batch_size, job["prefill"], times)
+        size = (batch_size, job["prefill"])
+        rows[name] = prefill_row(runners, *size, times, vocab_size)
+        tokens = prompt(*size, vocab_size)
+        explain(name, lambda r, t=tokens: r.prefill(t))
     for batch_size in job["batches"]:
         for context in job["contexts"]:
             name = f"decode, context {context}, batch {batch_size}"
-            rows[name] = decode_row(runners, batch_size, context, steps, repeats)
-            if rows[name]["plain"] >= rows[name]["transformers"]:
-                tokens = prompt(batch_size, context)
-                profiles[name] = {
-                    r.name: profile(r, lambda r, t=tokens: r.decode(t, 4))
-                    for r in runners
-                    if r.name in ("plain", "transformers")
-                }
-    tokens = prompt(1, job["prefill"])
-    name = f"prefill, {job['prefill']} tokens, batch 1"
-    if rows[name]["plain"] >= rows[name]["transformers"]:
-        profiles[name] = {
-            r.name: profile(r, lambda r: r.prefill(tokens))
-            for r in runners
-            if r.name in ("plain", "transformers")
-        }
+            size = (batch_size, context)
+            rows[name] = decode_row(runners, *size, steps, repeats, vocab_size)
+            tokens = prompt(*size, vocab_size)
+            explain(name, lambda r, t=tokens: r.decode(t, 4))
     weight_bytes = {runner.name: runner.weight_bytes for runner in runners}
     return {
         "rows": rows,
