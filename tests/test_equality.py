@@ -266,7 +266,7 @@ def test_the_book_has_the_real_model(check_random, llamas, real):
 
 
 def test_a_difference_would_show(make_checkpoint, llamas):
-    """One gain off by a thousandth, and each quantity but the ids is out of bounds."""
+    """One gain off by a tenth, and each quantity but the ids is out of bounds."""
     found = make_checkpoint(**llamas["grouped-untied"], context=128)
     changed = load_model(found.path)
     with torch.no_grad():
