@@ -11,12 +11,16 @@ Read the files in this order; each imports only from files above it.
     masks          which tokens a token may look at
     kv_cache       keys and values of the tokens already seen
     answer_cache   the same for ChatGLM, and where its answer stands
+    placement      where a call's tokens stand, and what they see
     feed_forward   FeedForward, GatedFeedForward
     attention      repeat_kv, attend, Attention
     attention_by_layer  FusedAttention, in an order that float16 can hold
     prefix_tuning  PrefixEncoder: P-tuning v2
     quantize       int8 and int4 weights
+    hf_sizes       a model's sizes, in the words of config.json
     models.llama   LlamaConfig, LlamaBlock, Llama, HF_NAMES
+    models.gemma   GemmaConfig, GemmaBlock, Gemma, HF_NAMES
+    models.phi     PhiConfig, PhiBlock, Phi, HF_NAMES
     models.chatglm  ChatGLMConfig, ChatGLMBlock, ChatGLM, HF_NAMES
     fast           Llama for speed: int8 products
     loss           what training makes small

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from annotated_src.models import chatglm, llama
+from annotated_src.models import chatglm, gemma, llama, phi
 from annotated_src.quantize import quantize_linears
 from annotated_src.shards import CheckpointError, read_tensors
 
@@ -37,6 +37,24 @@ ARCHITECTURES = {
         ignored=(".rotary_emb.inv_freq", "lm_head.weight"),
         embedding_and_head=("model.embed_tokens.weight", "lm_head.weight"),
         files_decide_if=True,  # transformers `PreTrainedModel.tie_weights`
+    ),
+    "gemma": Architecture(
+        gemma.GemmaConfig,
+        gemma.Gemma,
+        gemma.HF_NAMES,
+        classes=("GemmaForCausalLM",),
+        ignored=(".rotary_emb.inv_freq", "lm_head.weight"),
+        embedding_and_head=("model.embed_tokens.weight", "lm_head.weight"),
+        files_decide_if=True,
+    ),
+    "phi": Architecture(
+        phi.PhiConfig,
+        phi.Phi,
+        phi.HF_NAMES,
+        classes=("PhiForCausalLM",),
+        ignored=(".rotary_emb.inv_freq",),
+        embedding_and_head=(),
+        files_decide_if=None,
     ),
     "chatglm": Architecture(
         chatglm.ChatGLMConfig,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from annotated_src.kv_cache import LayerCache
 
 Rotate = Callable[[Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def repeat_kv(x: Float[Tensor, "B K S H"], group: int) -> Float[Tensor, "B N S H"]:
@@ -62,10 +63,32 @@ def attend_fused(
     )
 
 
+def attend_folded(
+    queries: Float[Tensor, "B N T H"],
+    keys: Float[Tensor, "B K S H"],
+    values: Float[Tensor, "B K S H"],
+    mask: Bool[Tensor, "#B 1 T S"],
+) -> Float[Tensor, "B N T H"]:
+    """Do the same with plain products that copy no head: a group's queries are rows.
+
+    Query heads that share keys become more rows for the same keys, and are heads again
+    afterwards. For compilers that have no fused attention.
+    """
+    num_kv_heads, num_tokens = keys.shape[1], queries.shape[2]
+    rows = queries.unflatten(1, (num_kv_heads, -1)).flatten(2, 3)  # (B, K, group*T, H)
+    scores = rows @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+    scores = scores.unflatten(2, (-1, num_tokens))  # (B, K, group, T, S)
+    scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).type_as(values)
+    heads = weights.flatten(2, 3) @ values  # (B, K, group * T, H)
+    return heads.unflatten(2, (-1, num_tokens)).flatten(1, 2)
+
+
 class Attention(nn.Module):
     """Project to heads, rotate queries and keys, attend, project back.
 
     It calls `attend_fused`, which is `attend` without its copies of keys and values.
+    An exporter puts `attend_folded` in its place.
 
     num_kv_heads = num_heads is multi-head attention, 1 is multi-query, and a divisor
     in between is grouped-query.
@@ -75,6 +98,8 @@ class Attention(nn.Module):
 
     Source: Ainslie et al. 2023; transformers `LlamaAttention`.
     """
+
+    attend: Attend = staticmethod(attend_fused)
 
     def __init__(
         self,
@@ -107,7 +132,7 @@ class Attention(nn.Module):
         values = self.split_heads(self.v_proj(x))
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, K, S, H)
-        heads = attend_fused(queries, keys, values, mask)
+        heads = self.attend(queries, keys, values, mask)
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # from (B, T, N * H)
 
     def split_heads(self, x: Float[Tensor, "B T wide"]) -> Float[Tensor, "B heads T H"]:

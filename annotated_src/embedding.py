@@ -28,3 +28,18 @@ class TokenEmbedding(nn.Embedding):
                     f"got ids from {low} to {high}"
                 )
         return super().forward(input)
+
+
+class ScaledEmbedding(TokenEmbedding):
+    """`TokenEmbedding`, its vectors times the root of their width, as in Gemma.
+
+    The factor is rounded to the weights' dtype first: 45.25 in bfloat16 is 45.2548.
+
+    Source: transformers `GemmaTextScaledWordEmbedding`;
+    Vaswani et al. 2017, section 3.4.
+    """
+
+    def forward(self, input: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        vectors = super().forward(input)
+        factor = torch.tensor(self.embedding_dim**0.5, dtype=vectors.dtype)
+        return vectors * factor.to(vectors.device)

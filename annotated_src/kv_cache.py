@@ -1,6 +1,7 @@
 """Keys and values of the tokens already seen: one LayerCache per layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -66,6 +67,19 @@ class LayerCache:
     def num_bytes(self) -> int:
         """Memory reserved for keys and values together."""
         return self.keys.nbytes + self.values.nbytes
+
+
+def new_caches(
+    sizes: Any, batch_size: int, max_seq_len: int, weight: Tensor
+) -> list[LayerCache]:
+    """Make room for max_seq_len tokens a row: a cache a layer, as weight is stored.
+
+    sizes is a model's config, with num_layers, num_kv_heads and head_dim.
+    """
+    shape = (batch_size, sizes.num_kv_heads, max_seq_len, sizes.head_dim)
+    return [
+        LayerCache(*shape, weight.dtype, weight.device) for _ in range(sizes.num_layers)
+    ]
 
 
 def cached_length(cache: Sequence[LayerCache] | None) -> int:

@@ -45,3 +45,23 @@ class RMSNorm(nn.Module):
         wide = x.float()
         mean_square = wide.square().mean(dim=-1, keepdim=True)
         return self.weight * (wide * torch.rsqrt(mean_square + self.eps)).type_as(x)
+
+
+class GemmaRMSNorm(nn.Module):
+    """`RMSNorm` whose gain is 1 + weight, multiplied in float32, before the cast.
+
+    A weight of zeros leaves the unit vector as it is.
+
+    Source: transformers `GemmaRMSNorm`.
+    """
+
+    def __init__(self, embed_dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(embed_dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        wide = x.float()
+        mean_square = wide.square().mean(dim=-1, keepdim=True)
+        unit = wide * torch.rsqrt(mean_square + self.eps)
+        return (unit * (1 + self.weight.float())).type_as(x)

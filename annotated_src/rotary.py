@@ -65,20 +65,22 @@ class Llama3Scaling:
         None is the plain kind, "default".
 
         Raises:
-            ValueError: another kind of scaling.
-            KeyError: a key of Llama 3's kind is missing.
+            ValueError: another kind of scaling, or a key of Llama 3's kind is missing.
         """
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind == "default":
             return None
         if kind != "llama3":
             raise ValueError(f"rope type is {kind!r}, known are 'default' and 'llama3'")
-        return cls(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_seq_len=int(rope["original_max_position_embeddings"]),
-        )
+        try:
+            return cls(
+                factor=float(rope["factor"]),
+                low_freq_factor=float(rope["low_freq_factor"]),
+                high_freq_factor=float(rope["high_freq_factor"]),
+                original_max_seq_len=int(rope["original_max_position_embeddings"]),
+            )
+        except KeyError as key:
+            raise ValueError(f"config.json has no {key}") from key
 
 
 def scale_frequencies(

@@ -4,7 +4,7 @@ Source: Touvron et al. 2023, section 2.2; transformers `LlamaForCausalLM`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,18 @@ from annotated_src.activations import silu
 from annotated_src.attention import Attention, Rotate
 from annotated_src.embedding import TokenEmbedding
 from annotated_src.feed_forward import GatedFeedForward
-from annotated_src.kv_cache import LayerCache, cached_length
-from annotated_src.masks import causal_mask, padded_causal_mask
+from annotated_src.hf_sizes import (
+    SIZE_KEYS,
+    TINY_SIZES,
+    expect,
+    head_sizes,
+    read_sizes,
+    rope_section,
+    weights_and_biases,
+)
+from annotated_src.kv_cache import LayerCache, new_caches
 from annotated_src.norms import RMSNorm
-from annotated_src.positions import padded_positions, positions_after
+from annotated_src.placement import place_causally
 from annotated_src.rotary import (
     Llama3Scaling,
     apply_rotary,
@@ -43,7 +51,7 @@ class LlamaConfig:
     max_seq_len: int
     norm_eps: float
     rope_base: float
-    tied_head: bool  # one matrix serves as the embedding and as the head
+    tied_head: bool = False  # one matrix serves as the embedding and as the head
     attention_bias: bool = False
     mlp_bias: bool = False
     rope_scaling: Llama3Scaling | None = None
@@ -55,36 +63,33 @@ class LlamaConfig:
         Raises:
             ValueError: a key is missing, or asks for what this model does not do.
         """
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        act = config.get("hidden_act", "silu")
-        if act != "silu":
-            raise ValueError(f"config.json: hidden_act is {act!r}, Llama has 'silu'")
-        try:
-            num_heads, width = config["num_attention_heads"], config["hidden_size"]
-            if not (head_dim := config.get("head_dim")):
-                head_dim, rest = divmod(width, num_heads)
-                if rest:
-                    raise ValueError(f"{num_heads} heads do not divide width {width}")
-            if head_dim % 2:
-                raise ValueError(f"head_dim must be even, for RoPE, got {head_dim}")
-            return cls(
-                vocab_size=config["vocab_size"],
-                num_layers=config["num_hidden_layers"],
-                embed_dim=width,
-                num_heads=num_heads,
-                num_kv_heads=config.get("num_key_value_heads") or num_heads,
-                head_dim=head_dim,
-                ffn_dim=config["intermediate_size"],
-                max_seq_len=config["max_position_embeddings"],
-                norm_eps=float(config["rms_norm_eps"]),
-                rope_base=float(rope.get("rope_theta", config.get("rope_theta", 1e4))),
-                tied_head=config.get("tie_word_embeddings", False),
-                attention_bias=config.get("attention_bias", False),
-                mlp_bias=config.get("mlp_bias", False),
-                rope_scaling=Llama3Scaling.from_hf(rope),
-            )
-        except KeyError as key:
-            raise ValueError(f"config.json has no {key}") from key
+        expect(config, "Llama", "hidden_act", "silu")
+        rope = rope_section(config)
+        return cls(
+            **read_sizes(cls, config, HF_KEYS),
+            **head_sizes(config),
+            rope_base=float(rope.get("rope_theta", 1e4)),
+            rope_scaling=Llama3Scaling.from_hf(rope),
+        )
+
+
+TINYLLAMA_1_1B = LlamaConfig(
+    vocab_size=32_000,
+    num_layers=22,
+    embed_dim=2048,
+    num_heads=32,
+    num_kv_heads=4,
+    head_dim=64,
+    ffn_dim=5632,
+    max_seq_len=2048,
+    norm_eps=1e-5,
+    rope_base=10_000.0,
+)
+
+
+def tiny_config() -> LlamaConfig:
+    """Shrink it to look at and to test with."""
+    return replace(TINYLLAMA_1_1B, **TINY_SIZES)
 
 
 class LlamaBlock(nn.Module):
@@ -143,25 +148,18 @@ class Llama(nn.Module):
         if cache is not None and len(cache) != len(self.blocks):
             raise ValueError(f"{len(cache)} caches for {len(self.blocks)} blocks")
         x = self.embedding(tokens)
-        num_tokens, num_cached = tokens.shape[1], cached_length(cache)
-        if is_token is None:
-            positions = positions_after(num_cached, num_tokens, tokens.device)
-            mask = causal_mask(num_tokens, num_cached, tokens.device)
-        else:
-            covered = (tokens.shape[0], num_cached + num_tokens)
-            if is_token.shape != covered:
-                given = tuple(is_token.shape)
-                raise ValueError(f"is_token must be (B, S) = {covered}, got {given}")
-            positions = padded_positions(is_token)[:, num_cached:]
-            mask = padded_causal_mask(is_token, num_tokens)
-        c = self.config
-        frequencies = rope_frequencies(c.head_dim, c.rope_base, x.device)
-        frequencies = scale_frequencies(frequencies, c.rope_scaling)
-        cos, sin = rope_tables(positions, frequencies, x.dtype)
+        positions, mask = place_causally(tokens, cache, is_token)
+        cos, sin = rope_tables(positions, self.frequencies(), x.dtype)
         rotate = partial(apply_rotary, cos=cos, sin=sin)
         for i, block in enumerate(self.blocks):
             x = block(x, rotate, mask, cache[i] if cache is not None else None)
         return self.score(self.norm(x[:, -1:] if last_logits_only else x))
+
+    def frequencies(self) -> Float[Tensor, "R"]:
+        """Radians that each pair of a head turns per position."""
+        c, device = self.config, self.embedding.weight.device
+        frequencies = rope_frequencies(c.head_dim, c.rope_base, device)
+        return scale_frequencies(frequencies, c.rope_scaling)
 
     def score(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Give every entry of the vocabulary a score; a tied head is the embedding."""
@@ -170,11 +168,16 @@ class Llama(nn.Module):
 
     def new_cache(self, batch_size: int, max_seq_len: int) -> list[LayerCache]:
         """Make room for max_seq_len tokens a row, in the model's dtype and device."""
-        c, weight = self.config, self.embedding.weight
-        size = (batch_size, c.num_kv_heads, max_seq_len, c.head_dim)
-        return [LayerCache(*size, weight.dtype, weight.device) for _ in self.blocks]
+        return new_caches(self.config, batch_size, max_seq_len, self.embedding.weight)
 
 
+HF_KEYS = {
+    **SIZE_KEYS,
+    "norm_eps": "rms_norm_eps",
+    "tied_head": "tie_word_embeddings",
+    "attention_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+}
 # Our name of each module, and Hugging Face's; {} is the layer.
 _MODULES = {
     "embedding": "model.embed_tokens",
@@ -191,8 +194,4 @@ _MODULES = {
     "norm": "model.norm",
     "lm_head": "lm_head",
 }
-HF_NAMES = {
-    f"{ours}.{kind}": f"{theirs}.{kind}"
-    for kind in ("weight", "bias")
-    for ours, theirs in _MODULES.items()
-}
+HF_NAMES = weights_and_biases(_MODULES)
