@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from annotated_src.attention import Rotate, attend_fused
+from annotated_src.chatglm_quantize import quantize_rows
 from annotated_src.kv_cache import LayerCache
 from annotated_src.models.llama import Llama, LlamaBlock
-from annotated_src.quantize import quantize_rows
 
 FEW = 16  # tokens; with more it is faster to make bfloat16 weights of the integers
 int8_product = torch._weight_int8pack_mm  # pyright: ignore[reportPrivateImportUsage]

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from annotated_src.chatglm_quantize import dequantize_rows, quantize_rows
 from annotated_src.checkpoint import load_model
 from annotated_src.fast import FEW, Int8Linear, speed_up
 from annotated_src.generate import generate
-from annotated_src.quantize import dequantize_rows, quantize_rows, weight_bytes
+from annotated_src.quantize import weight_bytes
 from annotated_src.tokenizer import load_tokenizer
 
 KINDS = {

@@ -28,6 +28,11 @@ from annotated_src import golden as package_golden
 from annotated_src.activations import gelu_tanh
 from annotated_src.beam_search import beam_search
 from annotated_src.blank_infilling import mask_rest, mask_span, pad_right
+from annotated_src.chatglm_quantize import (
+    QuantizedLinear,
+    dequantize_rows,
+    quantize_rows,
+)
 from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
 from annotated_src.checkpoint import load_model, names_by_layer
 from annotated_src.generate import generate, generate_stream
@@ -42,7 +47,6 @@ from annotated_src.positions import (
     mask_positions,
     prompt_positions,
 )
-from annotated_src.quantize import QuantizedLinear, dequantize_rows, quantize_rows
 from annotated_src.rotary import rotate_half
 from annotated_src.rotary_2d import (
     apply_rotary_2d,

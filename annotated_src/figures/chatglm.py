@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from annotated_src.chatglm_quantize import quantize_linears
 from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
 from annotated_src.figures.style import (
     AMBER,
@@ -22,7 +23,6 @@ from annotated_src.figures.style import (
 )
 from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
 from annotated_src.positions import BlankIds, blank_positions, mask_positions
-from annotated_src.quantize import quantize_linears
 
 SIX_B = ChatGLMConfig(
     vocab_size=130_528,

@@ -331,7 +331,7 @@ def test_a_model_with_a_prefix_loads(write):
 
 
 def test_a_quantised_checkpoint_loads(write, model):
-    from annotated_src.quantize import quantize_linears
+    from annotated_src.chatglm_quantize import quantize_linears
 
     quantised = quantize_linears(random_model(), 4)
     stored = original_names(quantised)
