@@ -1,141 +1,162 @@
-"""Weights in 8 or 4 bits, activations as they are: ChatGLM-6B's quantisation.
+"""Fewer bits a weight, for any of the models: int8 rows, int4 groups, int8 products.
 
-A row of a weight becomes small integers and one scale, scale * integer being close to
-what was there. The layers store that, and make weights of it each time they are used:
-this saves memory, not arithmetic.
+A group of weights becomes small integers and one scale, scale * integer being close to
+what was there. A group is a whole row, or some 32 columns of it. ChatGLM-6B's own
+quantisation, which its checkpoints hold, is in `chatglm_quantize`.
 """
 
-from typing import Any
+import re
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Float16, Int8
+from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+int8_product = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
 
-def quantize_rows(
-    weight: Float[Tensor, "rows cols"], bits: int
-) -> tuple[Int8[Tensor, "rows stored"], Float16[Tensor, "rows"]]:
-    """Round each row to whole multiples of its scale: its largest magnitude / 127 or 7.
 
-    With 4 bits a byte holds two columns, the even one in its high half. All zeros, or
-    all too small for a scale in half (below 3.8e-6 for 8 bits), become zeros; the
-    original divides by that scale of 0.
+@torch.no_grad()
+def quantize_groups(
+    weight: Float[Tensor, "rows cols"], bits: int, group_size: int | None = None
+) -> tuple[Int8[Tensor, "rows cols"], Float32[Tensor, "rows groups"]]:
+    """Round each group of a row, or whole rows, to whole multiples of its scale.
+
+    The scale is the largest magnitude / 127.5 or 7.5, the range of all 256 or 16
+    integers: the largest weight, too, lies half a step from one. No weight moves by
+    more than half its scale, but for float32's own rounding. Zeros stay zeros.
 
     Raises:
-        ValueError: bits not 4 or 8, no columns, an odd number of them with 4 bits, or
-            weights that are not finite or too large for a scale in half.
+        ValueError: bits not 4 or 8, or a group_size that does not divide the columns.
 
-    Source: ChatGLM-6B `quantization.QuantizedLinear`; `compress_int4_weight`.
+    Source: torchao `choose_qparams_affine`, SYMMETRIC; `quantize_affine`.
     """
-    scale = _row_scales(weight, bits)
-    divisor = scale.masked_fill(scale == 0, 1)[:, None]
-    # A scale below 6e-5 has few digits left in half, and may round so far down that
-    # the quotient reaches 190. The original then wraps around: 128 becomes -128.
+    size = _check_sizes(weight.shape[1], bits, group_size)
+    groups = weight.float().unflatten(1, (-1, size))
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    integers = (weight / divisor).round().clamp(lowest, highest).to(torch.int8)
-    if bits == 8:
-        return integers, scale
-    even, odd = integers[:, ::2], integers[:, 1::2]
-    return (even << 4) | (odd & 15), scale
+    scale = groups.abs().amax(dim=-1) / ((highest - lowest) / 2)  # NaN, if there is one
+    scale = scale.clamp(min=torch.finfo(torch.float32).smallest_normal)
+    steps = groups * (1 / scale)[..., None]
+    integers = steps.round().clamp(lowest, highest).to(torch.int8)
+    return integers.flatten(1), scale
 
 
-def dequantize_rows(
-    storage: Int8[Tensor, "rows stored"],
-    scale: Float[Tensor, "rows"],
-    bits: int,
-    dtype: torch.dtype,
+def dequantize_groups(
+    integers: Int8[Tensor, "rows cols"], scale: Float[Tensor, "rows groups"]
 ) -> Float[Tensor, "rows cols"]:
-    """Make weights again: integer times scale, rounded once, to dtype.
-
-    Raises:
-        ValueError: bits not 4 or 8, or not one scale for each row.
-
-    Source: ChatGLM-6B `quantization.extract_weight_to_half`.
-    """
-    _check_bits(bits)
-    if scale.shape != storage.shape[:1]:
-        raise ValueError(f"{storage.shape[0]} rows with {tuple(scale.shape)} scales")
-    if bits == 4:
-        # The right shift brings the sign along: 1111 in either half is -1.
-        halves = (storage >> 4, (storage << 4) >> 4)
-        storage = torch.stack(halves, dim=-1).flatten(1)  # (rows, 2 * stored)
-    return (storage * scale.float()[:, None]).to(dtype)
+    """Make weights again: each integer times the scale of its group."""
+    groups = integers.unflatten(1, (scale.shape[1], -1))  # (rows, groups, group_size)
+    return (groups * scale[..., None]).flatten(1)
 
 
-class QuantizedLinear(nn.Module):
-    """Stand in for a linear layer, its weight kept in 8 or 4 bits.
+def pack_int4(integers: Int8[Tensor, "rows cols"]) -> UInt8[Tensor, "rows half"]:
+    """Put two integers of -8 to 7 into a byte, the even column in its low half."""
+    low, high = (integers & 15).to(torch.uint8).unflatten(1, (-1, 2)).unbind(-1)
+    return low | (high << 4)
 
-    Made from sizes it is all zeros, to be filled by a loader. weight and weight_scale
-    are buffers: they are not trained, but gradients pass through to x. For that,
-    autograd keeps the weight in full until backward; the original makes it again.
-    Casting the module casts the scales: to float32 exactly, to bfloat16 not.
 
-    Raises:
-        ValueError: bits not 4 or 8, no in_features, or an odd number with 4 bits.
+def unpack_int4(packed: UInt8[Tensor, "rows half"]) -> Int8[Tensor, "rows cols"]:
+    """Take them out again: the upper bit of each half is its sign."""
+    halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1).to(torch.int8)
+    return (halves ^ 8) - 8  # 0 to 7 stay, 8 to 15 become -8 to -1
 
-    Source: ChatGLM-6B `quantization.QuantizedLinear`, `W8A16Linear`.
+
+class WeightOnlyLinear(nn.Module):
+    """Stand in for a linear layer: integers in memory, weights again when it is used.
+
+    This saves memory, not arithmetic. Gradients pass through to x.
+
+    Source: torchao `Int8WeightOnlyConfig`, `IntxWeightOnlyConfig`.
     """
 
-    weight: Tensor
-    weight_scale: Tensor
+    integers: Tensor
+    scale: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, bits: int, bias: bool = True
+        self, linear: nn.Linear, bits: int, group_size: int | None = None
     ) -> None:
         super().__init__()
-        _check_sizes(in_features, bits)
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bits = bits
-        storage = torch.zeros(out_features, in_features * bits // 8, dtype=torch.int8)
-        self.register_buffer("weight", storage)
-        scale = torch.zeros(out_features, dtype=torch.float16)
-        self.register_buffer("weight_scale", scale)
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, bits: int) -> "QuantizedLinear":
-        """Quantise the weight of a linear layer; the bias is its own, shared."""
-        with torch.device("meta"):
-            layer = cls(linear.in_features, linear.out_features, bits, bias=False)
-        layer.weight, layer.weight_scale = quantize_rows(linear.weight, bits)
-        layer.bias = linear.bias
-        return layer
+        integers, scale = quantize_groups(linear.weight, bits, group_size)
+        stored = pack_int4(integers) if bits == 4 else integers
+        self.register_buffer("integers", stored.contiguous())  # (rows, cols * bits / 8)
+        self.register_buffer("scale", scale)  # (rows, groups)
+        self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*rest cols"]) -> Float[Tensor, "*rest rows"]:
-        weight = dequantize_rows(self.weight, self.weight_scale, self.bits, x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, weight, bias)
+        integers = unpack_int4(self.integers) if self.bits == 4 else self.integers
+        weight = dequantize_groups(integers, self.scale).to(x.dtype)
+        return F.linear(x, weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.out_features}, {self.bits} bits"
+        group_size = self.in_features // self.scale.shape[1]
+        sizes = f"{self.in_features} -> {self.out_features}"
+        return f"{sizes}, {self.bits} bits, groups of {group_size}"
 
 
-def quantize_linears(model: Any, bits: int) -> Any:
-    """Swap every linear layer of model.blocks, in place; return the model.
+class DynamicLinear(WeightOnlyLinear):
+    """Quantise the activations too, each token as it comes: the products are integers.
 
-    Embedding and head stay as they are. A model on the meta device gets layers there,
-    to be filled from a checkpoint that holds storage and scales.
+    A token is rounded as a row of weights is. Sums of int8 products are exact in int32,
+    below 131,072 columns. For inference on the CPU: rounding has no gradient.
+
+    Source: torchao `Int8DynamicActivationInt8WeightConfig`; torch `_int_mm`.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear, bits=8)
+
+    def forward(self, x: Float[Tensor, "*rest cols"]) -> Float[Tensor, "*rest rows"]:
+        tokens, token_scale = quantize_groups(x.reshape(-1, self.in_features), 8)
+        sums = int8_product(tokens, self.integers.T)  # int32 (tokens, rows)
+        y = sums * token_scale * self.scale.T
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+
+SCHEMES: dict[str, Callable[[nn.Linear, int | None], WeightOnlyLinear]] = {
+    "int8-weight-only": lambda linear, _: WeightOnlyLinear(linear, bits=8),
+    "int8-dynamic": lambda linear, _: DynamicLinear(linear),
+    "int4-grouped": lambda linear, size: WeightOnlyLinear(linear, 4, size),
+}
+
+
+def quantize_(
+    model: nn.Module,
+    scheme: str,
+    match: str | None = None,
+    group_size: int | None = None,
+) -> list[str]:
+    """Swap linear layers of a model in place; return their names.
+
+    All of them, the head too, or those in whose name (`blocks.0.ffn.up_proj`) the
+    regular expression match is found. Embeddings stay as they are, and so does a head
+    that is one. group_size is of int4-grouped, 32 if not said. Another call may swap
+    other layers by another scheme. On the meta device sizes can be had without weights.
 
     Raises:
-        ValueError: as `quantize_rows`, or there is no linear layer. Nothing is swapped.
-
-    Source: ChatGLM-6B `quantization.quantize`.
+        ValueError: an unknown scheme, or a group_size for one without groups; nothing
+            matches, or what does is quantised already; a group_size that does not
+            divide the columns, or weights that are not finite. Nothing is swapped then.
     """
-    linears = [
-        (parent, name, child)
-        for parent in model.blocks.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    if not linears:
-        raise ValueError("model.blocks has no linear layer: is it quantised already?")
-    for _, _, linear in linears:
-        _row_scales(linear.weight, bits)  # refuses what cannot be done
-    while linears:  # popped, so that each full weight is freed before the next
-        parent, name, linear = linears.pop()
-        setattr(parent, name, QuantizedLinear.from_linear(linear, bits))
-    return model
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {sorted(SCHEMES)}, got {scheme!r}")
+    bits = 4 if scheme == "int4-grouped" else 8
+    if bits == 8 and group_size is not None:
+        raise ValueError(f"{scheme} has no groups, got group_size {group_size}")
+    if bits == 4 and group_size is None:
+        group_size = 32
+    linears = _find_linears(model, match)
+    for name, linear in linears.items():
+        _check_sizes(linear.in_features, bits, group_size, f"{name}: ")
+        if not linear.weight.is_meta and not linear.weight.isfinite().all():
+            raise ValueError(f"{name} has weights that are not finite")
+    for name in (names := list(linears)):
+        linear = linears.pop(name)  # so that its weight is freed before the next
+        model.set_submodule(name, SCHEMES[scheme](linear, group_size))
+    return names
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -143,29 +164,28 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
-def _row_scales(weight: Tensor, bits: int) -> Tensor:
-    _check_sizes(weight.shape[1], bits)
-    largest = weight.detach().abs().amax(dim=1)  # NaN, if there is one
-    # In the weight's own dtype: float32 and half may differ in the last bit.
-    scale = (largest / (2 ** (bits - 1) - 1)).half()
-    if scale.is_meta:
-        return scale  # no values to check
-    broken = (~scale.isfinite()).nonzero().flatten().tolist()
-    if broken:
-        row, value = broken[0], largest[broken[0]].item()
-        raise ValueError(
-            f"row {row} has a weight of magnitude {value}: it must be finite, and its "
-            f"scale for {bits} bits at most 65504, the limit of half"
-        )
-    return scale
+def _find_linears(model: nn.Module, match: str | None) -> dict[str, nn.Linear]:
+    try:
+        pattern = re.compile(match or "")
+    except re.error as error:
+        raise ValueError(f"match {match!r} is no regular expression: {error}") from None
+    found = {name: part for name, part in model.named_modules() if pattern.search(name)}
+    for name, part in found.items():
+        if isinstance(part, WeightOnlyLinear):
+            raise ValueError(f"{name} is quantised already, to {part.bits} bits")
+    linears = {n: part for n, part in found.items() if isinstance(part, nn.Linear)}
+    if not linears:
+        raise ValueError(f"no linear layer of the model matches {match!r}")
+    return linears
 
 
-def _check_bits(bits: int) -> None:
+def _check_sizes(cols: int, bits: int, group_size: int | None, where: str = "") -> int:
+    """Return how many columns share a scale: group_size, or all of them if None."""
+    size = cols if group_size is None else group_size
     if bits not in (4, 8):
-        raise ValueError(f"bits must be 4 or 8, got {bits}")
-
-
-def _check_sizes(cols: int, bits: int) -> None:
-    _check_bits(bits)
-    if cols < 1 or cols * bits % 8:
-        raise ValueError(f"{bits} bits need whole bytes of columns, got {cols} columns")
+        raise ValueError(f"{where}bits must be 4 or 8, got {bits}")
+    if cols < 1 or size < 1 or cols % size:
+        raise ValueError(f"{where}group_size {size} must divide {cols} columns")
+    if cols * bits % 8:
+        raise ValueError(f"{where}4 bits need an even number of columns, got {cols}")
+    return size
