@@ -1,28 +1,21 @@
 """Make a model of a checkpoint: rename its tensors, check every one, put them in."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from annotated_src.architectures import build_without_weights, find_architecture
 from annotated_src.config_json import read_config
+from annotated_src.saving import save_checkpoint as save_checkpoint
 from annotated_src.shards import CheckpointError, Progress, read_tensors
+from annotated_src.tensor_names import Mismatch, names_by_layer, rename, split_fused
 
 # What a stored weight may be. Integers are no weights, nor are 8-bit floats without
 # the scales that belong to them.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class Mismatch(NamedTuple):
-    """A tensor that is not what the model has under this name."""
-
-    name: str
-    what: str  # "shape" or "dtype"
-    checkpoint: Any
-    model: Any
 
 
 class TensorMismatch(CheckpointError):  # noqa: N818 - what happened
@@ -53,9 +46,9 @@ def load_model(
 ) -> Any:
     """Build the model that a directory describes, with its weights, ready to run.
 
-    Its memory: the model in dtype, and while it is read, at most one tensor beside it,
-    or one shard if that is a .bin file. After each shard, progress(done, total) is
-    called.
+    Its memory: the model in dtype, and while it is read, at most one tensor beside it
+    (a fused one and its parts), or one shard if that is a .bin file. After each shard,
+    progress(done, total) is called.
 
     Raises:
         FileNotFoundError: no config.json, or no weights.
@@ -76,7 +69,10 @@ def load_model(
         for name, tensor in read_tensors(directory, progress=progress)
         if name in names or not name.endswith(architecture.ignored)
     )
-    assign_strictly(model, rename(stored, names), dtype, device, copy=False)
+    renamed, refused = rename(stored, names), {}
+    if architecture.fused:
+        renamed = split_fused(renamed, model, architecture.fused, refused)
+    assign_strictly(model, renamed, dtype, device, copy=False, refused=refused)
     if dtype == torch.float32:
         lay_by_columns(model)
     return model.eval()
@@ -91,49 +87,19 @@ def _check_target(dtype: torch.dtype, device: torch.device | str) -> None:
         raise ValueError(f"device {device!r}: {error}") from error
 
 
-def names_by_layer(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
-    """Map each name in the checkpoint to the model's, layer numbers filled in.
-
-    Templates of tensors that the model does not have (a tied head) are left out.
-    """
-    num_layers = len(list(model.get_submodule("blocks").children()))
-    expanded = {}
-    for ours, theirs in names.items():
-        for layer in range(num_layers) if "{}" in ours else (0,):
-            expanded[theirs.format(layer)] = ours.format(layer)
-    present = set(model.state_dict())
-    return {theirs: ours for theirs, ours in expanded.items() if ours in present}
-
-
-def rename(
-    tensors: Iterable[tuple[str, Tensor]], names: Mapping[str, str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Give each tensor our name; one that has none keeps its own.
-
-    Raises:
-        CheckpointError: two tensors would have the same name.
-    """
-    seen = set()
-    for name, tensor in tensors:
-        ours = names.get(name, name)
-        if ours in seen:
-            raise CheckpointError(f"a second tensor for {ours}: {name}")
-        seen.add(ours)
-        yield ours, tensor
-
-
 def assign_strictly(
     model: nn.Module,
     tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     copy: bool = True,
+    refused: Mapping[str, Mismatch] | None = None,
 ) -> None:
     """Put the tensors into the model, all or none.
 
     Each is cast as it comes, and let go. The model gets the results at the end. Without
     copy, a tensor that needs no cast becomes the model's own: for those that nobody
-    else holds, as `read_tensors` yields them.
+    else holds, as `read_tensors` yields them. refused is what `split_fused` kept back.
 
     Raises:
         TensorMismatch: a tensor is missing, unexpected, of another shape or no weight.
@@ -153,7 +119,8 @@ def assign_strictly(
                 device, kind, copy=copy, memory_format=torch.contiguous_format
             )
         del tensor  # before the next is read
-    found = {*placed, *(difference.name for difference in mismatched)}
+    found = {*placed, *(difference.name for difference in mismatched), *(refused or ())}
+    mismatched += dict.fromkeys((refused or {}).values())  # each once
     missing = [name for name in wanted if name not in found]
     if missing or unexpected or mismatched:
         raise TensorMismatch(missing, unexpected, mismatched)

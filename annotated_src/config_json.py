@@ -44,10 +44,21 @@ WHOLE = {
     "quantization_bit": _Range(0, 8, null=True),
     "gmask_token_id": _Range(0, WIDEST, null=True),
     "mask_token_id": _Range(0, WIDEST, null=True),
+    # The words of the first Phi-2.
+    "n_embd": _Range(1, WIDEST),
+    "n_inner": _Range(1, WIDEST, null=True),
+    "n_head": _Range(1, WIDEST),
+    "n_head_kv": _Range(1, WIDEST, null=True),
+    "n_layer": _Range(1, DEEPEST),
+    "n_positions": _Range(1, LONGEST),
+    "rotary_dim": _Range(2, WIDEST),
 }
 NUMBERS = (
     "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
     "layernorm_epsilon",
+    "partial_rotary_factor",
     "rope_theta",
     "factor",
     "low_freq_factor",
@@ -58,6 +69,7 @@ FLAGS = (
     "attention_bias",
     "mlp_bias",
     "position_encoding_2d",
+    "qk_layernorm",
     "prefix_projection",
 )
 SECTIONS = ("rope_parameters", "rope_scaling")

@@ -1,4 +1,4 @@
-"""Write a Llama to disk, as Hugging Face directories have it."""
+"""Write a model to disk, as Hugging Face directories have it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from annotated_src.checkpoint import names_by_layer
-from annotated_src.models.llama import HF_NAMES, Llama, LlamaConfig
+from annotated_src.architectures import ARCHITECTURES, Architecture
 from annotated_src.shards import INDEX, write_json
+from annotated_src.tensor_names import join_fused, names_by_layer
 
 FILE = "model.safetensors"
 SHARD = "model-{:05}-of-{:05}.safetensors"
@@ -20,73 +20,55 @@ CONFIG = "config.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
-def save_model(
-    model: Llama,
+def save_checkpoint(
+    model: nn.Module,
     directory: Path | str,
     max_shard_bytes: int = 5 * 10**9,
     eos_id: int | None = None,
+    model_type: str | None = None,
 ) -> None:
     """Write config.json and weights; `load_model` and transformers read them back.
 
-    eos_id is the id at which a text ends: transformers stops there unasked.
+    eos_id is the id at which a text ends: transformers stops there unasked. model_type
+    says in whose form, where there are several: "phi-msft" fuses the queries, keys and
+    values of a Phi again.
 
     Raises:
-        ValueError: a tensor that a Llama in a checkpoint does not have (a quantised
-            weight), tensors of several dtypes, or what `write_checkpoint` refuses.
+        ValueError: a model or model_type that is not in `ARCHITECTURES`, a tensor that
+            such a checkpoint does not have (a quantised weight), tensors of several
+            dtypes, or what `write_checkpoint` refuses.
 
     Source: transformers `PreTrainedModel.save_pretrained`.
     """
+    architecture = _architecture_of(model, model_type)
     state = model.state_dict()
-    names = names_by_layer(model, HF_NAMES)
-    theirs = {ours: name for name, ours in names.items()}
+    if architecture.fused:
+        state = join_fused(model, architecture.fused)
+    theirs = {b: a for a, b in names_by_layer(model, architecture.names).items()}
     strange = [name for name in state if name not in theirs]
     if strange:
         raise ValueError(f"no name in a checkpoint for {', '.join(strange)}")
     dtypes = sorted({str(tensor.dtype).split(".")[1] for tensor in state.values()})
     if len(dtypes) > 1:
         raise ValueError(f"the model has weights of several dtypes: {dtypes}")
-    config = {**hf_config(model.config), "torch_dtype": dtypes[0]}
+    config = {**architecture.to_hf(model.config), "torch_dtype": dtypes[0]}
     weights = {theirs[name]: tensor for name, tensor in state.items()}
     write_checkpoint(
         directory, {**config, "eos_token_id": eos_id}, weights, max_shard_bytes
     )
 
 
-def hf_config(config: LlamaConfig) -> dict[str, Any]:
-    """Say a Llama's sizes in config.json's words: undo `LlamaConfig.from_hf`.
-
-    The keys are those of transformers 4, which 5 reads as well.
-    """
-    scaling = config.rope_scaling
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.embed_dim,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_dim,
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_base,
-        "rope_scaling": scaling
-        and {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_seq_len,
-        },
-        "tie_word_embeddings": config.tied_head,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "hidden_act": "silu",
-        # Left out, they would be 1 and 2: words of the text in many vocabularies.
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+def _architecture_of(model: nn.Module, model_type: str | None) -> Architecture:
+    forms = {k: a for k, a in ARCHITECTURES.items() if type(model) is a.model}
+    if not forms:
+        known = sorted({a.model.__name__ for a in ARCHITECTURES.values()})
+        raise ValueError(f"cannot save {type(model).__name__}, only {', '.join(known)}")
+    if model_type is not None and model_type not in forms:
+        raise ValueError(
+            f"model_type of {type(model).__name__} is one of {', '.join(forms)}, "
+            f"got {model_type!r}"
+        )
+    return forms[model_type or next(iter(forms))]
 
 
 def write_checkpoint(

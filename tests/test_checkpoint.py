@@ -17,7 +17,15 @@ from annotated_src.checkpoint import (
     names_by_layer,
     rename,
 )
+from annotated_src.golden import golden_config
+from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
+from annotated_src.models.gemma import Gemma
+from annotated_src.models.gemma import tiny_config as gemma_config
 from annotated_src.models.llama import HF_NAMES, Llama, LlamaConfig
+from annotated_src.models.llama import tiny_config as llama_config
+from annotated_src.models.phi import Phi
+from annotated_src.models.phi import tiny_config as phi_config
+from annotated_src.saving import save_checkpoint
 from annotated_src.shards import CheckpointError, read_tensors, shard_paths
 
 INDEX = "model.safetensors.index.json"
@@ -248,13 +256,22 @@ def test_a_folder_that_is_not_there(tmp_path):
         load_model(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["model.norm.weight", "norm.weight"])
-def test_a_second_tensor_for_a_name_is_refused(name):
-    """The same tensor in two shards, or one that has our name already."""
-    names = {"model.norm.weight": "norm.weight"}
-    tensors = [("model.norm.weight", torch.ones(2)), (name, torch.zeros(2))]
+def test_a_second_tensor_for_a_name_is_refused():
+    """The same tensor in two shards."""
+    name = "model.norm.weight"
+    tensors = [(name, torch.ones(2)), (name, torch.zeros(2))]
     with pytest.raises(CheckpointError, match=f"second tensor for norm.weight: {name}"):
-        dict(rename(tensors, names))
+        dict(rename(tensors, {name: "norm.weight"}))
+
+
+def test_a_tensor_that_has_our_name_in_the_files_is_refused():
+    """Alone it would fit; but then the files are not what config.json says."""
+    with pytest.raises(CheckpointError, match=r"norm\.weight should be model\.norm\.w"):
+        dict(
+            rename(
+                [("norm.weight", torch.ones(2))], {"model.norm.weight": "norm.weight"}
+            )
+        )
 
 
 def test_a_loaded_model_does_not_lean_on_its_file(folder):
@@ -479,3 +496,103 @@ def test_matrices_lie_by_columns_and_are_the_same(make_checkpoint):
     assert model.embedding.weight.is_contiguous()
     half = load_model(make_checkpoint().path, torch.bfloat16)
     assert half.blocks[0].attention.q_proj.weight.is_contiguous()
+
+
+# A tensor of each architecture's files, a second one of the same shape, and another
+# name for the first: its layer, or what it is, does not exist.
+PAIRS = {
+    "llama": ("model.layers.1.self_attn.k_proj.weight", "k_proj", "v_proj"),
+    "gemma": ("model.layers.1.mlp.gate_proj.weight", "gate", "up"),
+    "phi": ("model.layers.1.self_attn.k_proj.bias", "k_proj", "v_proj"),
+    "phi-msft": ("transformer.h.1.mixer.Wqkv.weight", "h.1", "h.0"),
+    "chatglm": (
+        "transformer.layers.1.attention.query_key_value.bias",
+        "layers.1",
+        "layers.0",
+    ),
+}
+
+
+SMALL = {
+    "llama": lambda: Llama(llama_config()),
+    "gemma": lambda: Gemma(gemma_config()),
+    "phi": lambda: Phi(phi_config()),
+    "chatglm": lambda: ChatGLM(ChatGLMConfig.from_hf(golden_config())),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def stored(request, tmp_path):
+    """A checkpoint of each architecture: its folder, its tensors, and its pair."""
+    kind = request.param.removesuffix("-msft")
+    torch.manual_seed(4)
+    model = SMALL[kind]()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    save_checkpoint(model, tmp_path, 20_000, model_type=request.param)
+    tensors = dict(read_tensors(tmp_path))
+    for path in (*tmp_path.glob("*.safetensors"), tmp_path / INDEX):
+        path.unlink()
+    name, old, new = PAIRS[request.param]
+    return tmp_path, tensors, name, name.replace(old, new)
+
+
+def load_tensors(folder, tensors):
+    save_file(tensors, folder / "model.safetensors")
+    return load_model(folder)
+
+
+def test_each_model_wants_exactly_its_tensors(stored):
+    folder, tensors, name, _ = stored
+    load_tensors(folder, tensors)
+    for less in tensors:
+        rest = {key: tensor for key, tensor in tensors.items() if key != less}
+        with pytest.raises(TensorMismatch) as caught:
+            load_tensors(folder, rest)
+        assert len(caught.value.missing) == (3 if "Wqkv" in less else 1)
+        assert not caught.value.unexpected
+        assert not caught.value.mismatched
+    for more in (name + "s", name.replace("1", "7"), "surplus"):
+        with pytest.raises(TensorMismatch) as caught:
+            load_tensors(folder, tensors | {more: torch.zeros(1)})
+        assert caught.value.unexpected == [more]
+        assert not caught.value.missing
+
+
+def test_each_model_wants_exactly_their_shapes(stored):
+    folder, tensors, _, _ = stored
+    for name, tensor in tensors.items():
+        for wrong in (tensor[:-1], tensor[None], tensor.t()):
+            wrong = wrong.contiguous().clone()
+            if wrong.shape == tensor.shape:
+                continue
+            with pytest.raises(TensorMismatch) as caught:
+                load_tensors(folder, tensors | {name: wrong})
+            (mismatch,) = caught.value.mismatched
+            assert mismatch.checkpoint == tuple(wrong.shape)
+            assert mismatch.model == tuple(tensor.shape)
+            assert not caught.value.missing
+            assert not caught.value.unexpected
+
+
+def test_each_model_refuses_a_tensor_in_two_shards(stored):
+    folder, tensors, name, _ = stored
+    save_file(tensors, folder / "a.safetensors")
+    save_file({name: tensors[name]}, folder / "b.safetensors")
+    places = {**dict.fromkeys(tensors, "a.safetensors"), "x": "b.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(CheckpointError, match="second tensor for"):
+        load_model(folder)
+
+
+def test_two_that_are_swapped_are_noticed_by_the_numbers_alone(stored):
+    """Equal shapes: no strictness can tell. What the model computes does."""
+    folder, tensors, name, other = stored
+    expected = load_tensors(folder, tensors)
+    swapped = {**tensors, name: tensors[other], other: tensors[name]}
+    found = load_tensors(folder, {key: x.clone() for key, x in swapped.items()})
+    tokens = torch.tensor([[5, 9, 17, 3, 2]])
+    if isinstance(expected, ChatGLM):
+        blanks = expected.config.blank_ids
+        tokens = torch.tensor([[5, 9, blanks.gmask, blanks.sop, 3]])
+    assert (found(tokens) - expected(tokens)).abs().max() > 0.01
