@@ -33,7 +33,8 @@ class TokenEmbedding(nn.Embedding):
 class ScaledEmbedding(TokenEmbedding):
     """`TokenEmbedding`, its vectors times the root of their width, as in Gemma.
 
-    The factor is rounded to the weights' dtype first: 45.25 in bfloat16 is 45.2548.
+    The factor is rounded to the weights' dtype first: the root of 3072 is 55.43, and in
+    bfloat16 55.5.
 
     Source: transformers `GemmaTextScaledWordEmbedding`;
     Vaswani et al. 2017, section 3.4.
@@ -41,5 +42,4 @@ class ScaledEmbedding(TokenEmbedding):
 
     def forward(self, input: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         vectors = super().forward(input)
-        factor = torch.tensor(self.embedding_dim**0.5, dtype=vectors.dtype)
-        return vectors * factor.to(vectors.device)
+        return vectors * vectors.new_tensor(self.embedding_dim**0.5)

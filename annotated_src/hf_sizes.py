@@ -33,13 +33,15 @@ def read_sizes(kind: Any, config: Config, keys: Mapping[str, str]) -> dict[str, 
     keys maps the names of fields to keys. What is a float in kind becomes one.
 
     Raises:
-        ValueError: a key is missing.
+        ValueError: a key is missing, or has no size for a value.
     """
     types = {field.name: field.type for field in fields(kind)}
     found = {ours: config[key] for ours, key in keys.items() if key in config}
     for ours, key in keys.items():
         if ours not in found and not hasattr(kind, ours):  # it has no default
             raise ValueError(f"config.json has no {key!r}")
+        if types[ours] is int and ours in found:
+            _check_size(key, found[ours])
     return {k: float(v) if types[k] is float else v for k, v in found.items()}
 
 
@@ -47,20 +49,32 @@ def head_sizes(config: Config) -> dict[str, Any]:
     """Read num_heads, num_kv_heads and head_dim, the last two of which may be implied.
 
     Raises:
-        ValueError: a key is missing, or the heads do not divide the width.
+        ValueError: a key is missing, or has no size for a value, or the heads do not
+            divide the width.
     """
     missing = [k for k in ("num_attention_heads", "hidden_size") if k not in config]
     if missing:
         raise ValueError(f"config.json has no {missing[0]!r}")
     num_heads, width = config["num_attention_heads"], config["hidden_size"]
-    if not (head_dim := config.get("head_dim")):
+    _check_size("num_attention_heads", num_heads)
+    _check_size("hidden_size", width)
+    for key in ("num_key_value_heads", "head_dim"):
+        if config.get(key) is not None:  # null is as good as absent
+            _check_size(key, config[key])
+    if (head_dim := config.get("head_dim")) is None:
         head_dim, rest = divmod(width, num_heads)
         if rest:
             raise ValueError(f"{num_heads} heads do not divide width {width}")
     if head_dim % 2:
         raise ValueError(f"head_dim must be even, for RoPE, got {head_dim}")
-    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    if (num_kv_heads := config.get("num_key_value_heads")) is None:
+        num_kv_heads = num_heads
     return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+
+
+def _check_size(key: str, size: Any) -> None:
+    if type(size) is not int or size < 1:
+        raise ValueError(f"config.json: {key} must be an int above 0, got {size!r}")
 
 
 def rope_section(config: Config) -> dict[str, Any]:
@@ -81,6 +95,22 @@ def plain_rope_base(config: Config) -> float:
     if kind != "default":
         raise ValueError(f"rope type is {kind!r}, known is 'default'")
     return float(rope.get("rope_theta", 1e4))
+
+
+def rotary_dim(config: Config, head_dim: int, default: float) -> int:
+    """Count the features of a head that turn, of which config gives the share.
+
+    Raises:
+        ValueError: it is not an even number of features that a head has.
+    """
+    part = rope_section(config).get("partial_rotary_factor", default)
+    turning = int(head_dim * part)  # down, as transformers does
+    if turning not in range(2, head_dim + 1, 2):
+        raise ValueError(
+            f"partial_rotary_factor {part} turns {turning} features of a head of "
+            f"{head_dim}; it must be an even number, at least 2"
+        )
+    return turning
 
 
 def expect(config: Config, model: str, key: str, *known: Any) -> None:

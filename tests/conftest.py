@@ -1,6 +1,7 @@
 """Shared by all tests: random checkpoints, a small GGUF file, the real model."""
 
 import functools
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,14 @@ import jaxtyping
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 from transformers.utils import logging
 
 # From here on every signature of the package is checked when it is called.
@@ -52,6 +60,13 @@ LLAMAS = {
     "llama3": {"num_kv_heads": 1, "tied": True, "rope": "llama3"},
     "llama3-biases": {"num_kv_heads": 6, "attention_bias": True, "rope": "llama3"},
 }
+# Gemma: heads wider than the model. Phi: some or all features of a head turn.
+OTHERS = {f"gemma-{kind}": {"num_kv_heads": n} for kind, n in KV_HEADS.items()} | {
+    "phi-half": {"num_kv_heads": 6, "head_dim": None},  # 8 = 48 / 6, and 4 turn
+    "phi-truncated": {"num_kv_heads": 6, "part": 0.4},  # 4.8 of 12 features are 4
+    "phi-grouped": {"num_kv_heads": 2, "part": 0.7},  # 8.4, too
+    "phi-multi-query": {"num_kv_heads": 1, "part": 1.0},
+}
 F32 = gguf.GGMLQuantizationType.F32
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -63,7 +78,7 @@ CHAT_TEMPLATE = (
 
 class Checkpoint(NamedTuple):
     path: Path
-    reference: LlamaForCausalLM  # as transformers has it
+    reference: Any  # as transformers has it
     model: Any  # as load_model reads it
 
 
@@ -144,6 +159,44 @@ def checkpoint(llama_name, make_checkpoint):
 
 
 @pytest.fixture(scope="session")
+def make_decoder(tmp_path_factory, make_checkpoint):
+    """A random sharded Gemma or Phi, made by transformers, or a Llama, by its name.
+
+    No size is a default, hardly two are equal, no gain is one and no bias zero.
+    """
+    from annotated_src.checkpoint import load_model
+
+    @functools.cache
+    def make(name, dtype=torch.float32, context=64, vocab_size=97):
+        if name in LLAMAS:
+            return make_checkpoint(**LLAMAS[name], dtype=dtype, context=context)
+        sizes = {"max_position_embeddings": context, "vocab_size": vocab_size}
+        reference = random_decoder(name.split("-")[0], sizes, **OTHERS[name])
+        path = tmp_path_factory.mktemp("decoder")
+        reference.to(dtype).save_pretrained(path, max_shard_size="40KB")
+        assert len(list(path.glob("*.safetensors"))) > 2
+        return Checkpoint(path, reference, load_model(path, dtype))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def others():
+    """The names of Gemmas and Phis that `make_decoder` knows."""
+    return tuple(OTHERS)
+
+
+@pytest.fixture(scope="session", params=OTHERS)
+def decoder_name(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def decoder(decoder_name, make_decoder):
+    return make_decoder(decoder_name)
+
+
+@pytest.fixture(scope="session")
 def make_gguf(tmp_path_factory):
     """A random Llama in a GGUF file, as llama.cpp writes it, tokenizer included.
 
@@ -185,6 +238,21 @@ def smollm2_dir():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def converter():
+    """Where litert_torch is: what makes files for devices, and not for every machine.
+
+    CI sets REQUIRE_EDGE, so that its tests cannot go missing.
+    """
+    found = importlib.util.find_spec("litert_torch")
+    if found is None:
+        said = "litert_torch is not installed: pip install '.[edge]'"
+        if os.environ.get("REQUIRE_EDGE"):
+            pytest.fail(said)
+        pytest.skip(said)
+    return found
+
+
 def random_llama(**sizes):
     """A Llama of transformers, its weights large, so that mistakes show."""
     # A test draws the same numbers, whoever came first.
@@ -195,6 +263,37 @@ def random_llama(**sizes):
             if "norm" in name:
                 weight.uniform_(0.5, 1.5)
             if "bias" in name:  # transformers leaves them 0
+                weight.normal_(std=0.5)
+    return model
+
+
+def random_decoder(kind, sizes, num_kv_heads, head_dim=12, part=None):
+    """A Gemma or Phi of transformers, its weights large, so that mistakes show."""
+    sizes = {
+        **sizes,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": num_kv_heads,
+        "initializer_range": 0.2,
+        "rope_parameters": dict(PLAIN_ROPE),
+        "pad_token_id": None,  # its embedding would be zero
+    }
+    if head_dim is not None:
+        sizes["head_dim"] = head_dim  # not 48 / 6
+    if part is not None:
+        sizes["rope_parameters"]["partial_rotary_factor"] = part
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        if kind == "gemma":
+            model = GemmaForCausalLM(GemmaConfig(**sizes, rms_norm_eps=1e-2)).eval()
+        else:
+            model = PhiForCausalLM(PhiConfig(**sizes, layer_norm_eps=1e-2)).eval()
+        for name, weight in model.state_dict().items():
+            if "norm" in name and name.endswith("weight"):  # Gemma's are gains less one
+                weight.uniform_(0.5, 1.5).sub_(1.0 if kind == "gemma" else 0.0)
+            if "bias" in name:
                 weight.normal_(std=0.5)
     return model
 

@@ -8,7 +8,13 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.llama.modeling_llama import repeat_kv as hf
 
-from annotated_src.attention import Attention, attend, attend_fused, repeat_kv
+from annotated_src.attention import (
+    Attention,
+    attend,
+    attend_folded,
+    attend_fused,
+    repeat_kv,
+)
 from annotated_src.kv_cache import LayerCache
 from annotated_src.masks import causal_mask, padded_causal_mask
 from annotated_src.rotary import apply_rotary, rope_frequencies, rope_tables
@@ -42,12 +48,60 @@ MASKS = {"causal": causal_mask(5, 2), "padded": padded_causal_mask(IS_TOKEN, 5)}
 
 @GROUPS
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_loops_attend_and_attend_fused_are_equal(num_kv_heads, mask):
+def test_loops_and_all_ways_to_attend_are_equal(num_kv_heads, mask):
     given = heads(num_kv_heads)
     expected = attend_in_loops(*given, mask)
     # The weights are float32, even here.
     torch.testing.assert_close(attend(*given, mask), expected, atol=1e-6, rtol=1e-6)
+    folded = attend_folded(*given, mask)
+    torch.testing.assert_close(folded, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(attend_fused(*given, mask), expected)
+
+
+@GROUPS
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_folding_is_attend_in_every_dtype(num_kv_heads, mask, dtype):
+    given = heads(num_kv_heads, dtype=dtype)
+    found, expected = attend_folded(*given, mask), attend(*given, mask)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected)
+
+
+@GROUPS
+def test_folding_one_query(num_kv_heads):
+    given = heads(num_kv_heads, num_tokens=1, dtype=torch.float32)
+    mask = padded_causal_mask(IS_TOKEN, 1)
+    torch.testing.assert_close(attend_folded(*given, mask), attend(*given, mask))
+
+
+def test_folding_copies_no_key():
+    """The keys that meet the queries lie where the cache's keys lie."""
+    queries, keys, values = heads(2)
+    places, real = [], torch.Tensor.__matmul__
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            torch.Tensor,
+            "__matmul__",
+            lambda a, b: places.append(b.data_ptr()) or real(a, b),
+        )
+        attend_folded(queries, keys, values, MASKS["causal"])
+    assert places == [keys.data_ptr(), values.data_ptr()]
+
+
+def test_an_exporter_may_set_the_way_to_attend():
+    layer, _ = pair(2)
+    x, calls = torch.randn(2, 5, 24), []
+    before = layer(x, rotation()[0], causal_mask(5))
+
+    def folded(*given):
+        calls.append(len(given))
+        return attend_folded(*given)
+
+    layer.attend = folded
+    torch.testing.assert_close(layer(x, rotation()[0], causal_mask(5)), before)
+    assert calls == [4]
+    assert pair(2)[0].attend is attend_fused  # that instance alone
 
 
 def test_a_masked_key_does_not_count_however_well_it_answers():
@@ -63,7 +117,7 @@ def test_a_masked_key_does_not_count_however_well_it_answers():
 def test_values_may_have_another_width():
     queries, keys, values = heads(2)
     wide = torch.cat((values, values[..., :1]), dim=-1)
-    for function in (attend, attend_fused):
+    for function in (attend, attend_fused, attend_folded):
         found = function(queries, keys, wide, MASKS["causal"])
         expected = function(queries, keys, values, MASKS["causal"])
         torch.testing.assert_close(found[..., :4], expected)

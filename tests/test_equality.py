@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import logits_process
 
 from annotated_src import sampling
+from annotated_src.architectures import ARCHITECTURES
 from annotated_src.checkpoint import load_model, names_by_layer
 from annotated_src.generate import generate
 from annotated_src.loss import IGNORE, next_token_loss
-from annotated_src.models.llama import HF_NAMES
 from annotated_src.sampler import Sample
 from annotated_src.tokenizer import TextTokenizer
 
@@ -56,7 +56,7 @@ def compare(name, ours, theirs, tokens, prompt, allowed):
     loss.backward()
     expected.backward()
     weights = dict(theirs.named_parameters())
-    names = names_by_layer(ours, HF_NAMES)
+    names = names_by_layer(ours, ARCHITECTURES[theirs.config.model_type].names)
     assert len(names) == len(weights) == len(dict(ours.named_parameters()))
     seen["gradients"] = max(
         largest(ours.get_parameter(here).grad, weights[there].grad)
@@ -76,10 +76,10 @@ def compare(name, ours, theirs, tokens, prompt, allowed):
 
 
 @pytest.fixture(scope="module")
-def check_random(make_checkpoint, llamas):
+def check_random(make_decoder):
     @functools.cache
     def check(name):
-        found = make_checkpoint(**llamas[name], context=128)
+        found = make_decoder(name, context=128)
         assert len(list(found.path.glob("*.safetensors"))) > 2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
@@ -170,6 +170,14 @@ def test_a_random_llama_equals_transformers(check_random, llama_name, quantity):
 
 
 @pytest.mark.parametrize("quantity", ALLOWED)
+def test_a_random_gemma_or_phi_equals_transformers(
+    check_random, decoder_name, quantity
+):
+    (check,) = (c for c in check_random(decoder_name) if c.quantity == quantity)
+    assert within(check), check
+
+
+@pytest.mark.parametrize("quantity", ALLOWED)
 def test_the_real_model_equals_transformers(real, quantity):
     (check,) = (c for c in real if c.quantity == quantity)
     assert within(check), check
@@ -216,7 +224,7 @@ def without_seen(text):
 
 TOP = """# Equality with transformers
 
-The tests make random Llamas with transformers 5, save them in shards, load them here, and compare; and they compare the real
+The tests make random Llamas, Gemmas and Phis with transformers 5, save them in shards, load them here, and compare; and they compare the real
 SmolLM2-135M-Instruct. This page is written by `tests/test_equality.py`. A test for each cell fails beyond the difference in brackets; the largest
 seen when the page was written stands before it. Everything is float32, on a CPU.
 
@@ -228,7 +236,8 @@ seen when the page was written stands before it. Everything is float32, on a CPU
 ## Random checkpoints
 
 No size is a default, no gain is 1, weights are large enough for mistakes to show (logits spread by more than 1). *llama3* has Llama 3's RoPE scaling,
-*biases* has biases in attention and feed-forward; both together have them in attention only.
+*biases* has biases in attention and feed-forward; both together have them in attention only. Rows without another name are Llamas. In Phi a share
+of each head's features turns: half, or 0.4 or 0.7 of 12, rounded down, or all.
 
 """
 REAL = """
@@ -245,8 +254,8 @@ FILTERS = """
 """
 
 
-def test_the_book_has_the_random_models(check_random, llamas):
-    rows = [check for name in llamas for check in check_random(name)]
+def test_the_book_has_the_random_models(check_random, llamas, others):
+    rows = [check for name in (*llamas, *others) for check in check_random(name)]
     wanted = TOP.format(new=NEW) + table(rows)
     assert without_seen(wanted) in without_seen(PAGE.read_text("utf-8"))
 
@@ -256,9 +265,9 @@ def test_the_book_has_the_filters():
     assert without_seen(wanted) in without_seen(PAGE.read_text("utf-8"))
 
 
-def test_the_book_has_the_real_model(check_random, llamas, real):
+def test_the_book_has_the_real_model(check_random, llamas, others, real):
     if os.environ.get("WRITE_EQUALITY"):
-        rows = [check for name in llamas for check in check_random(name)]
+        rows = [check for name in (*llamas, *others) for check in check_random(name)]
         parts = TOP.format(new=NEW), table(rows), REAL, table(real)
         PAGE.write_text("".join([*parts, FILTERS, filters(processors())]), "utf-8")
     wanted = REAL + table(real)

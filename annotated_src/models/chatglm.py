@@ -161,7 +161,7 @@ class ChatGLM(nn.Module):
             x = block(x, rotate, seen, layer)
         cache.remember(tokens, stand, see, c.blank_ids)
         x = self.norm(x[:, -1:] if last_logits_only else x)
-        return F.linear(x, (self.embedding if c.tied_head else self.lm_head).weight)
+        return F.linear(x, self.embedding.weight) if c.tied_head else self.lm_head(x)
 
     def new_cache(self, batch_size: int, max_seq_len: int) -> AnswerCache:
         """Make room for max_seq_len tokens a row, after the prefix if there is one."""

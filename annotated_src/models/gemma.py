@@ -58,6 +58,7 @@ class GemmaConfig:
         expect(config, "Gemma", "hidden_activation", "gelu_pytorch_tanh", None)
         expect(config, "Gemma", "tie_word_embeddings", True)
         expect(config, "Gemma", "attention_bias", False)
+        expect(config, "Gemma", "use_bidirectional_attention", None, False)
         return cls(
             **read_sizes(cls, config, HF_KEYS),
             **head_sizes(config),
@@ -169,19 +170,18 @@ class Gemma(nn.Module):
 
 HF_KEYS = {**SIZE_KEYS, "norm_eps": "rms_norm_eps"}
 # Our name of each module, and Hugging Face's; {} is the layer.
-HF_NAMES = weights_and_biases(
-    {
-        "embedding": "model.embed_tokens",
-        "blocks.{}.attention_norm": "model.layers.{}.input_layernorm",
-        "blocks.{}.attention.q_proj": "model.layers.{}.self_attn.q_proj",
-        "blocks.{}.attention.k_proj": "model.layers.{}.self_attn.k_proj",
-        "blocks.{}.attention.v_proj": "model.layers.{}.self_attn.v_proj",
-        "blocks.{}.attention.out_proj": "model.layers.{}.self_attn.o_proj",
-        # It follows attention, hence Hugging Face's name; it feeds the MLP, hence ours.
-        "blocks.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
-        "blocks.{}.ffn.gate_proj": "model.layers.{}.mlp.gate_proj",
-        "blocks.{}.ffn.up_proj": "model.layers.{}.mlp.up_proj",
-        "blocks.{}.ffn.down_proj": "model.layers.{}.mlp.down_proj",
-        "norm": "model.norm",
-    }
-)
+_MODULES = {
+    "embedding": "model.embed_tokens",
+    "blocks.{}.attention_norm": "model.layers.{}.input_layernorm",
+    "blocks.{}.attention.q_proj": "model.layers.{}.self_attn.q_proj",
+    "blocks.{}.attention.k_proj": "model.layers.{}.self_attn.k_proj",
+    "blocks.{}.attention.v_proj": "model.layers.{}.self_attn.v_proj",
+    "blocks.{}.attention.out_proj": "model.layers.{}.self_attn.o_proj",
+    # It follows attention, hence Hugging Face's name; it feeds the MLP, hence ours.
+    "blocks.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blocks.{}.ffn.gate_proj": "model.layers.{}.mlp.gate_proj",
+    "blocks.{}.ffn.up_proj": "model.layers.{}.mlp.up_proj",
+    "blocks.{}.ffn.down_proj": "model.layers.{}.mlp.down_proj",
+    "norm": "model.norm",
+}
+HF_NAMES = weights_and_biases(_MODULES)

@@ -163,8 +163,9 @@ class Llama(nn.Module):
 
     def score(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Give every entry of the vocabulary a score; a tied head is the embedding."""
-        head = self.embedding if self.config.tied_head else self.lm_head
-        return F.linear(x, head.weight)
+        if self.config.tied_head:
+            return F.linear(x, self.embedding.weight)
+        return self.lm_head(x)
 
     def new_cache(self, batch_size: int, max_seq_len: int) -> list[LayerCache]:
         """Make room for max_seq_len tokens a row, in the model's dtype and device."""

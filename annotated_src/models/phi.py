@@ -22,7 +22,7 @@ from annotated_src.hf_sizes import (
     head_sizes,
     plain_rope_base,
     read_sizes,
-    rope_section,
+    rotary_dim,
     weights_and_biases,
 )
 from annotated_src.kv_cache import LayerCache, new_caches
@@ -58,11 +58,10 @@ class PhiConfig:
         expect(config, "Phi", "tie_word_embeddings", False)
         expect(config, "Phi", "qk_layernorm", False)
         heads = head_sizes(config)
-        part = rope_section(config).get("partial_rotary_factor", 0.5)
         return cls(
             **read_sizes(cls, config, HF_KEYS),
             **heads,
-            rotary_dim=int(heads["head_dim"] * part),
+            rotary_dim=rotary_dim(config, heads["head_dim"], default=0.5),
             rope_base=plain_rope_base(config),
         )
 
@@ -106,7 +105,8 @@ class PhiBlock(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         y = self.norm(x)
-        return x + self.attention(y, rotate, mask, cache) + self.ffn(y)
+        # Bracketed as the original adds them: half precision rounds after each.
+        return x + (self.attention(y, rotate, mask, cache) + self.ffn(y))
 
 
 class Phi(nn.Module):
@@ -162,17 +162,16 @@ class Phi(nn.Module):
 
 HF_KEYS = {**SIZE_KEYS, "norm_eps": "layer_norm_eps"}
 # Our name of each module, and Hugging Face's; {} is the layer.
-HF_NAMES = weights_and_biases(
-    {
-        "embedding": "model.embed_tokens",
-        "blocks.{}.norm": "model.layers.{}.input_layernorm",
-        "blocks.{}.attention.q_proj": "model.layers.{}.self_attn.q_proj",
-        "blocks.{}.attention.k_proj": "model.layers.{}.self_attn.k_proj",
-        "blocks.{}.attention.v_proj": "model.layers.{}.self_attn.v_proj",
-        "blocks.{}.attention.out_proj": "model.layers.{}.self_attn.dense",
-        "blocks.{}.ffn.up_proj": "model.layers.{}.mlp.fc1",
-        "blocks.{}.ffn.down_proj": "model.layers.{}.mlp.fc2",
-        "norm": "model.final_layernorm",
-        "lm_head": "lm_head",
-    }
-)
+_MODULES = {
+    "embedding": "model.embed_tokens",
+    "blocks.{}.norm": "model.layers.{}.input_layernorm",
+    "blocks.{}.attention.q_proj": "model.layers.{}.self_attn.q_proj",
+    "blocks.{}.attention.k_proj": "model.layers.{}.self_attn.k_proj",
+    "blocks.{}.attention.v_proj": "model.layers.{}.self_attn.v_proj",
+    "blocks.{}.attention.out_proj": "model.layers.{}.self_attn.dense",
+    "blocks.{}.ffn.up_proj": "model.layers.{}.mlp.fc1",
+    "blocks.{}.ffn.down_proj": "model.layers.{}.mlp.fc2",
+    "norm": "model.final_layernorm",
+    "lm_head": "lm_head",
+}
+HF_NAMES = weights_and_biases(_MODULES)

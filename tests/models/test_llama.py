@@ -3,11 +3,12 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from annotated_src.checkpoint import load_model
 from annotated_src.kv_cache import cached_length
 from annotated_src.models import llama
-from annotated_src.models.llama import Llama, LlamaConfig
+from annotated_src.models.llama import TINYLLAMA_1_1B, Llama, LlamaConfig
 from annotated_src.rotary import Llama3Scaling
 
 LENGTHS = [4, 9, 6]  # of the rows of a padded batch
@@ -281,6 +282,32 @@ def test_a_config_that_asks_for_what_llama_does_not_do(asked, key, value):
 def test_a_config_without_a_size(key):
     with pytest.raises(ValueError, match=f"config.json has no '{key}'"):
         LlamaConfig.from_hf(without(key))
+
+
+def test_tinyllama_is_a_llama_of_published_size():
+    keys = {
+        "vocab_size": 32000,
+        "num_hidden_layers": 22,
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    assert LlamaConfig.from_hf(keys | {"rope_theta": 10000.0}) == TINYLLAMA_1_1B
+    with torch.device("meta"):
+        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**keys))
+        ours = Llama(TINYLLAMA_1_1B)
+    counts = [sum(w.numel() for w in model.parameters()) for model in (ours, theirs)]
+    assert counts == [1_100_048_384] * 2
+
+
+def test_the_tiny_model_runs():
+    config = llama.tiny_config()
+    assert config.num_heads * config.head_dim != config.embed_dim
+    assert Llama(config)(torch.arange(6)[None]).shape == (1, 6, 96)
 
 
 @pytest.mark.parametrize("kept", [0, 1])
