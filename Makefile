@@ -20,11 +20,11 @@ help: ## List what make can do.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
-	$(call say,"installing into .venv (a few minutes; 2 GB)")
+	$(call say,"installing into .venv (a few minutes; 3 GB)")
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	$(PYTHON) -m venv .venv
 	set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[notebooks,book,test]' \
+	  --editable '.[notebooks,book,test,edge]' \
 	  | grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
 	@touch $(READY)
 
@@ -73,11 +73,12 @@ equality: $(READY) ## Write the book's table of equality with the original ChatG
 	WRITE_EQUALITY=1 $(BIN)/python -m pytest tests/test_golden.py -q
 
 .PHONY: bench
-bench: $(READY) weights-if-possible ## Measure the real model on this machine, beside transformers and llama.cpp.
-	$(call say,"measuring for some minutes; the machine should do nothing else")
+bench: $(READY) weights-if-possible ## Measure speed beside transformers, llama.cpp and a device's runtime.
+	$(call say,"measuring for some twenty minutes; the machine should do nothing else")
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[bench]' \
 	  || echo "no llama.cpp to compare with: xllamacpp could not be installed"
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench --edge
 
 .PHONY: clean
 clean: ## Remove .venv and everything built. The real model in its cache folder stays.

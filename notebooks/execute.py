@@ -5,7 +5,8 @@
     python notebooks/execute.py llama/04   those whose path contains this
     python notebooks/execute.py --runnable list the notebooks that can run here
 
-A chapter that runs the real model can only do so where the model is.
+A chapter that runs the real model can only do so where the model is, and one that
+makes a file for a device only where the converter is.
 
 A chapter is out of date when its own .py, or a module of annotated_src that it uses,
 differs from what last ran. Nothing in the output depends on the time or the machine, so
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -72,6 +74,11 @@ def dependencies(path: Path) -> set[Path]:
 def needs_weights(path: Path) -> bool:
     """Say whether a chapter runs the real model."""
     return ROOT / PACKAGE / "weights.py" in imported_modules(path)
+
+
+def needs_converter(path: Path) -> bool:
+    """Say whether a chapter makes a file for a device."""
+    return ROOT / PACKAGE / "export.py" in imported_modules(path)
 
 
 def key(path: Path) -> str:
@@ -131,14 +138,16 @@ def execute(path: Path) -> Path:
     return target
 
 
-def split_by_weights() -> tuple[list[Path], list[Path]]:
-    """Sort the chapters into those that can run here and those that cannot."""
+def blocked_here() -> dict[str, list[Path]]:
+    """List the chapters that cannot run here, by what is missing."""
+    blocked = {}
     try:
         smollm2(fetch=False)
     except WeightsError:
-        blocked = [path for path in chapters() if needs_weights(path)]
-        return [path for path in chapters() if path not in blocked], blocked
-    return chapters(), []
+        blocked["real model"] = [path for path in chapters() if needs_weights(path)]
+    if importlib.util.find_spec("litert_torch") is None:
+        blocked["converter"] = [path for path in chapters() if needs_converter(path)]
+    return blocked
 
 
 def save(stamps: dict[str, str]) -> None:
@@ -156,10 +165,11 @@ def main() -> int:
     parser.add_argument("--runnable", action="store_true")
     parser.add_argument("parts", nargs="*")
     options = parser.parse_args()
-    runnable, blocked = split_by_weights()
-    if blocked:
-        names = ", ".join(map(key, blocked))
-        print(f"no real model here; saved output stays in: {names}", file=sys.stderr)
+    blocked = blocked_here()
+    for what, paths in blocked.items():
+        names = ", ".join(map(key, paths))
+        print(f"no {what} here; saved output stays in: {names}", file=sys.stderr)
+    runnable = [p for p in chapters() if not any(p in b for b in blocked.values())]
     if options.runnable:
         print(*(p.with_suffix(".ipynb").relative_to(ROOT) for p in runnable), sep="\n")
         return 0

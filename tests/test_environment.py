@@ -63,7 +63,7 @@ def test_conda_installs_the_project_with_extras_that_exist():
     assert (ROOT / lines["--constraint"]).is_file()
     found = re.fullmatch(r"\.\[([\w,-]+)\]", lines["--editable"])
     assert set(found[1].split(",")) <= EXTRAS.keys()
-    assert {"notebooks", "book", "test"} <= set(found[1].split(","))
+    assert {"notebooks", "book", "test", "edge"} <= set(found[1].split(","))
 
 
 def test_an_extra_names_only_extras_that_exist():
