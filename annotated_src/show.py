@@ -1,7 +1,6 @@
 """For every notebook: show source from the file under test, confirm claims."""
 
 import inspect
-import logging
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,6 @@ from IPython.core.display_functions import display
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
-# transformers imports torchao where it is installed, which then logs that its kernels
-# for GPUs do not load: not what a chapter is about.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def show(*objects: object) -> None:

@@ -1,35 +1,44 @@
-"""The road lights the station it is asked to; nothing leaves the picture."""
+"""The roads light the station they are asked to; nothing leaves the picture."""
 
 from xml.etree import ElementTree
 
 import pytest
 
-from annotated_src.figures.station_map import STATIONS, StationMap
+from annotated_src.figures.device_map import DeviceMap
+from annotated_src.figures.station_map import StationMap
 
 SVG = "{http://www.w3.org/2000/svg}"
+MAPS = [StationMap, DeviceMap]
+EACH = [(road, name) for road in MAPS for name in road.stations]
+each_map = pytest.mark.parametrize("road", MAPS)
 
 
-def drawn(*lit):
-    return ElementTree.fromstring(StationMap(*lit)._repr_html_())
+def drawn(road, *lit):
+    return ElementTree.fromstring(road(*lit)._repr_html_())
 
 
-@pytest.mark.parametrize("name", STATIONS)
-def test_exactly_one_box_is_lit(name):
-    boxes = [box.attrib for box in drawn(name).iter(SVG + "rect")]
-    assert [box["fill"] != "none" for box in boxes] == [n == name for n in STATIONS]
+@pytest.mark.parametrize(("road", "name"), EACH)
+def test_exactly_one_box_is_lit(road, name):
+    lit = [box.attrib["fill"] != "none" for box in drawn(road, name).iter(SVG + "rect")]
+    assert lit == [n == name for n in road.stations]
 
 
-def test_everything_and_nothing():
+@each_map
+def test_everything_and_nothing(road):
     for lit, fills in (("everything",), {"#0072B2"}), ((), {"none"}):
-        assert {box.attrib["fill"] for box in drawn(*lit).iter(SVG + "rect")} == fills
+        boxes = drawn(road, *lit).iter(SVG + "rect")
+        assert {box.attrib["fill"] for box in boxes} == fills
 
 
 def test_the_title_says_what_is_lit():
-    assert "Lit: decode, files" in drawn("files", "decode").find(SVG + "title").text
+    title = drawn(StationMap, "files", "decode").find(SVG + "title").text
+    assert "Lit: decode, files" in title
+    assert "a device. Lit: running" in drawn(DeviceMap, "running")[0].text
 
 
-def test_boxes_and_words_stay_inside_and_apart():
-    root = drawn("files")
+@each_map
+def test_boxes_and_words_stay_inside_and_apart(road):
+    root = drawn(road)
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     boxes = [
         tuple(float(box.attrib[key]) for key in ("x", "y", "width", "height"))
@@ -50,3 +59,5 @@ def test_boxes_and_words_stay_inside_and_apart():
 def test_an_unknown_station():
     with pytest.raises(ValueError, match="no station 'gate'; stations are training"):
         StationMap("gate")
+    with pytest.raises(ValueError, match="no station 'files'; stations are authoring"):
+        DeviceMap("files")
