@@ -1,13 +1,26 @@
 """The benchmark runs, on a tiny model. Nothing here depends on how long it takes."""
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 import torch
 
 from annotated_src.generate import generate
-from tests.bench import contenders, gguf_files, gpu, report, worker
-from tests.bench.__main__ import run
+from annotated_src.models.llama import Llama, LlamaConfig
+from tests.bench import (
+    contenders,
+    edge,
+    edge_contenders,
+    edge_exports,
+    edge_report,
+    gguf_files,
+    gpu,
+    report,
+    worker,
+)
+from tests.bench.__main__ import main, run
 
 NAMES = ["plain", "fast", "transformers"]
 LIMITS = {"bytes": 1e9, "float32": 1e9, "bfloat16": 4e9}
@@ -180,3 +193,161 @@ def test_the_graph_s_step_generates_what_generate_does(tiny):
         step = gpu.GraphStep(model, cache, tokens[:, -1:])
         found = [step().clone() for _ in range(9)]
     assert torch.equal(torch.cat([tokens, *found], dim=1), expected)
+
+
+# The device's tables
+
+
+@pytest.fixture(scope="module")
+def edge_job(converter, tiny, tmp_path_factory):
+    """The tiny one stands for both models, and two files for all."""
+    folder, sizes = tmp_path_factory.mktemp("edge"), {"prefill": 8, "cache": 32}
+    wanted = {"float32": sizes, "int8": sizes | {"quantize": "int8"}}
+    files = edge_exports.exports(folder, tiny.path, wanted, run)
+    names = ("small", "SmolLM2")
+    return {
+        "repeats": 1,
+        "steps": dict.fromkeys(names, 3),
+        "directories": dict.fromkeys(names, str(tiny.path)),
+        "files": dict.fromkeys(names, files),
+        "context": 16,
+        "texts": contenders.prompt(2, 20, 97).tolist(),
+    } | sizes
+
+
+@pytest.fixture(scope="module")
+def edge_runners(tiny, edge_job):
+    files = edge_job["files"]["small"]
+    found = edge.make_runners(str(tiny.path), files, 1, edge_job)
+    return {runner.name: runner for runner in found}
+
+
+def test_an_export_is_made_once(tiny, edge_job, tmp_path):
+    made = edge_job["files"]["small"]["int8"]
+    assert made["bytes"] > 1000
+    assert made["seconds"] > 0
+    assert made["peak"] > 100
+    calls = []
+
+    def fake(work, job):
+        calls.append((work, job))
+        Path(job["path"]).touch()
+        return {"path": job["path"], "bytes": 1}
+
+    wanted = {"int8, other": {"quantize": "int8"}}
+    first = edge_exports.exports(tmp_path, tiny.path, wanted, fake)
+    again = edge_exports.exports(tmp_path, tiny.path, wanted, fake)
+    assert first == again
+    (call,) = calls
+    assert call[0] == "edge export"
+    assert call[1]["quantize"] == "int8"
+    (tmp_path / "int8-other.json").write_text('{"fingerprint": "of other code"}')
+    edge_exports.exports(tmp_path, tiny.path, wanted, fake)
+    assert len(calls) == 2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("change", ["repeat", "index_copy"])
+def test_an_idea_switched_off_changes_no_number(tiny, change, unchecked):
+    """Only the operators: that is why they can be compared."""
+    from annotated_src.edge_model import make_entries
+
+    tokens, places = torch.tensor([[5, 3, 8]]), torch.arange(3)
+    found = []
+    for what in (None, change):
+        with edge_exports.changed(what):
+            entry, sample = make_entries(tiny.model, 4, 8)["decode"]
+            with edge_contenders.CountOperators() as counter:
+                found.append((entry(tokens, places, sample["kv"]), counter.counts))
+    (usual, counts), (other, other_counts) = found
+    assert counts != other_counts
+    torch.testing.assert_close(usual, other)
+
+
+@torch.inference_mode()
+def test_the_device_s_contenders_compute_the_same(tiny, edge_runners, edge_job):
+    ids = edge_job["texts"][0]
+    expected = tiny.model(torch.tensor([ids]))[0]
+    floats = edge_runners[".tflite float32"].runner.logits(ids)
+    np.testing.assert_allclose(floats, expected, atol=1e-4)
+    kind, file = edge_contenders.Handed, edge_job["files"]["small"]["float32"]
+    handed = kind("handed over", file["path"], 1, 4)
+    handed.ready(1, 0, 1)
+    found = [handed.step(token, place) for place, token in enumerate(ids)]
+    assert np.array_equal(np.stack(found), floats)
+    # As decode is timed: from the same place on, however often.
+    for runner in edge_runners.values():
+        runner.ready(1, 16, 3)
+        assert runner.decode(contenders.prompt(1, 16, 97), 3) > 0
+    assert edge_runners[".tflite int8"].runner.length == 16 + 3
+    reader = edge_runners[".tflite float32"]
+    first = reader.prefill(torch.tensor([ids[:8]]))
+    np.testing.assert_allclose(first, expected[7], atol=1e-4)
+    eager = edge_runners["exported code, in torch"]
+    found = eager.prefill(torch.tensor([ids[:8]]))[0, 0]
+    torch.testing.assert_close(found, expected[7], atol=1e-4, rtol=1e-4)
+
+
+def test_without_the_converter_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", "--edge"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert "an export needs the edge extra" in capsys.readouterr().err
+
+
+def test_the_device_s_tables_are_rehearsed(edge_job, monkeypatch):
+    monkeypatch.setattr(worker, "limits", lambda: LIMITS)
+    found = edge.table(edge_job)
+    assert set(found["rows"]) == {
+        "small: prefill, 8 tokens",
+        "small: decode",
+        "SmolLM2: prefill, 8 tokens",
+        "SmolLM2: decode",
+    }
+    assert set(found["rows"]["small: decode"]) == set(edge_report.ORDER)
+    assert "float32, handed over" in found["ideas"]["small"]
+    graded = edge.quality(edge_job)
+    assert graded["float32"]["agreement"] == 1
+    assert graded["float32"]["worst"] < 1e-4
+    assert 0 < graded["int8"]["mean_kl"] < 0.1
+    files = edge_job["files"]
+    openings = {
+        name: edge.opening(files["small"][name]["path"], 1) for name in ("int8",)
+    }
+    assert 0 < openings["int8"]["open"] < openings["int8"]["first"]
+    text = edge_report.write({1: found}, files, graded, openings, edge_job)
+    for words in (
+        "### 1 thread",
+        "| small: decode |",
+        "| SmolLM2: ms |",
+        "handed over |",
+    ):
+        assert words in text
+    assert "Teacher-forced on 40 tokens" in text
+    assert "nan" not in text
+
+
+def test_a_cache_is_copied_to_fresh_memory_and_to_memory_at_hand():
+    said = edge.fresh_memory(places=100, layers=2, repeats=2)
+    assert "a cache of 100 places, 0 MB, in" in said
+
+
+def test_a_device_s_step_moves_weights_and_cache():
+    sizes = {"num_layers": 2, "embed_dim": 12, "num_heads": 6, "num_kv_heads": 2}
+    sizes |= {"head_dim": 4, "ffn_dim": 20, "vocab_size": 31}
+    model = Llama(LlamaConfig(**sizes, max_seq_len=64, norm_eps=1e-5, rope_base=1e4))
+    weights = sum(w.numel() for w in model.parameters() if w.ndim == 2) - 31 * 12
+    cache = sum(layer.num_bytes for layer in model.new_cache(1, 10))
+    for width, times in ((4, 7), (1, 1)):
+        one = {"weight_bytes": width, "moved": 10 * times}
+        expected = width * weights + times * cache
+        assert edge_report.step_bytes(sizes, one) == expected
+
+
+def test_the_device_s_table_says_how_many_times_as_fast():
+    cells = {edge_report.PEER: 8.0, "plain": 4.0}
+    assert edge_report.cell(cells, edge_report.PEER) == "8.00"
+    assert edge_report.cell(cells, "plain") == "4.00 (2.0×)"
+    assert edge_report.cell(cells, "fast") == "–"

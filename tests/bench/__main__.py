@@ -1,6 +1,7 @@
 """`make bench`: the real model, ours and theirs, on this machine. Not a test.
 
-Prints the tables; with WRITE_SPEED=1 it writes them into book/speed.md too.
+Prints the tables; with WRITE_SPEED=1 it writes them into book/speed.md too. With --edge
+it measures exported files instead, and the page is book/speed_device.md.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from annotated_src.convert import NEEDED
 from tests.bench import report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +68,23 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
     parser.add_argument("--quick", action="store_true", help="few steps: a rehearsal")
+    parser.add_argument("--edge", action="store_true", help="the device's tables")
     options = parser.parse_args()
+    if options.edge:
+        from tests.bench import edge
+
+        if importlib.util.find_spec("litert_torch") is None:
+            parser.exit(1, f"--edge: {NEEDED}\n")
+        text, page = edge.main(run, say, options, ROOT / ".build/bench/edge"), "_device"
+    else:
+        text, page = measure(options), ""
+    sys.stdout.write(text)
+    if os.environ.get("WRITE_SPEED"):
+        report.put_into(ROOT / "book" / f"speed{page}.md", text)
+
+
+def measure(options):
+    """The tables of book/speed.md."""
     from annotated_src.weights import smollm2
 
     job = {
@@ -87,10 +105,7 @@ def main():
     loading = measure_loading(job)
     text = report.write(tables, loading, job)
     say("a GPU, if there is one")
-    text += run("gpu", job)["text"]
-    sys.stdout.write(text)
-    if os.environ.get("WRITE_SPEED"):
-        report.put_into(ROOT / "book" / "speed.md", text)
+    return text + run("gpu", job)["text"]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Transformers:
     """The peer: its default attention, and its default, growing cache."""
 
     name, weight_bytes = "transformers", 4
+    cache_moves = 3  # read by attention; it grows, so it is made anew
 
     def __init__(self, directory):
         from transformers import AutoModelForCausalLM

@@ -36,12 +36,12 @@ def milliseconds(work):
 @torch.inference_mode()
 def prefill_row(runners, batch_size, num_tokens, repeats, vocab_size=contenders.VOCAB):
     tokens = prompt(batch_size, num_tokens, vocab_size)
-    works = {
-        r.name: lambda r=r: milliseconds(lambda: r.prefill(tokens)) for r in runners
-    }
-    for runner in runners:
-        runner.prefill(tokens[:, :8])  # to warm up
-    return measure(works, repeats)
+
+    def work(runner):
+        runner.prefill(tokens[:, :8])  # to warm up, each time, as below
+        return milliseconds(lambda: runner.prefill(tokens))
+
+    return measure({r.name: lambda r=r: work(r) for r in runners}, repeats)
 
 
 @torch.inference_mode()
@@ -51,10 +51,13 @@ def decode_row(
     tokens = prompt(batch_size, context, vocab_size)
     for runner in runners:
         runner.ready(batch_size, context, steps)
-        runner.decode(tokens, min(4, steps))  # to warm up
-    return measure(
-        {r.name: lambda r=r: r.decode(tokens, steps) for r in runners}, repeats
-    )
+
+    def work(runner):
+        # The one before has left its data in the processor's cache, and its threads.
+        runner.decode(tokens, min(4, steps))
+        return runner.decode(tokens, steps)
+
+    return measure({r.name: lambda r=r: work(r) for r in runners}, repeats)
 
 
 @torch.inference_mode()
@@ -157,6 +160,16 @@ def gpu_table(job):
     return gpu.table(job)
 
 
+def edge(name):
+    def work(job):
+        from tests.bench import edge, edge_exports
+
+        works = (edge.table, edge.quality, edge_exports.export)
+        return {work.__name__: work for work in works}[name](job)
+
+    return work
+
+
 def memory(field):
     """Megabytes of this process: VmRSS now, VmHWM at its highest (Linux)."""
     with open("/proc/self/status") as file:  # noqa: PTH123
@@ -167,7 +180,9 @@ def memory(field):
 def main():
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     job = json.loads(sys.argv[2])
-    found = {"table": table, "load": load, "gpu": gpu_table}[sys.argv[1]](job)
+    works = {"table": table, "load": load, "gpu": gpu_table}
+    works |= {f"edge {name}": edge(name) for name in ("table", "quality", "export")}
+    found = works[sys.argv[1]](job)
     sys.stdout.write("\n" + json.dumps(found) + "\n")
     sys.stdout.flush()
     os._exit(0)  # llama.cpp's threads need not be waited for
