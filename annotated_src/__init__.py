@@ -16,7 +16,8 @@ Read the files in this order; each imports only from files above it.
     attention      repeat_kv, attend, Attention
     attention_by_layer  FusedAttention, in an order that float16 can hold
     prefix_tuning  PrefixEncoder: P-tuning v2
-    quantize       int8 and int4 weights
+    quantize       int8 and int4 weights, for any model
+    chatglm_quantize  ChatGLM's own
     hf_sizes       a model's sizes, in the words of config.json
     models.llama   LlamaConfig, LlamaBlock, Llama, HF_NAMES
     models.gemma   GemmaConfig, GemmaBlock, Gemma, HF_NAMES
@@ -27,10 +28,14 @@ Read the files in this order; each imports only from files above it.
     blank_infilling  plain text to training examples
     gguf           read a GGUF file
     shards         the files of a checkpoint
+    fused_qkv      queries, keys and values in one matrix: apart, and together
+    tensor_names   a tensor's name in the files and in the model
     config_json    check what config.json says
+    hf_config      write config.json
+    originals      names and sizes in files from before Hugging Face's
     architectures  from config.json to a model without weights
-    checkpoint     read, rename and load weights, strictly
     saving         write a checkpoint
+    checkpoint     read, rename and load weights, strictly
     chatglm_text   ChatGLM's whitespace, prompts and clean-up
     chatglm_tokenizer  ChatGLM's ids: blanks, padding with masks and positions
     byte_alphabet  bytes as characters that one can see
@@ -48,9 +53,16 @@ Read the files in this order; each imports only from files above it.
     sampler        choose the next token
     generate       prefill, then decode
     scoring        how well a model expects a text
+    grading        how far two models' scores are apart
     pipeline       preprocess, forward, postprocess
     command_line   answer in the terminal
     beam_search    several continuations at once
+    quiet          keep a talkative library quiet
+    tflite_file    open a .tflite file, and look in
+    edge           run an exported model, without torch
+    edge_model     a decoder with fixed shapes; the cache goes in and comes out
+    convert        to one .tflite file, and to fewer bits
+    export         a model for a device: prefill and decode in one file
     golden         what the original ChatGLM-6B computed
     show           show source in a notebook
     figures        the pictures of the book, and the numbers behind them

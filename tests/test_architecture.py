@@ -72,7 +72,7 @@ def test_imports_come_from_above(path):
 
 def test_the_import_finder_finds():
     found = set(imports_of(PACKAGE / "models" / "llama.py"))
-    assert {"attention", "rotary", "masks"} <= found
+    assert {"attention", "rotary", "placement"} <= found
     assert "models.llama" in set(imports_of(PACKAGE / "architectures.py"))
 
 

@@ -53,6 +53,7 @@ from safetensors.torch import save_file
 
 from annotated_src.attention_by_layer import restore_scores
 from annotated_src.blank_infilling import mask_rest, mask_span, pad_right
+from annotated_src.chatglm_quantize import quantize_linears
 from annotated_src.chatglm_text import chat_prompt, split_rounds
 from annotated_src.checkpoint import load_model, names_by_layer
 from annotated_src.figures import chatglm as figures
@@ -69,7 +70,7 @@ from annotated_src.models.chatglm import (
 )
 from annotated_src.models.llama import Llama, LlamaConfig
 from annotated_src.positions import BlankIds, context_lengths, prompt_positions
-from annotated_src.quantize import quantize_linears, weight_bytes
+from annotated_src.quantize import weight_bytes
 from annotated_src.sampler import chatglm_sampler
 from annotated_src.shards import shard_paths
 from annotated_src.show import confirm, show
@@ -861,8 +862,8 @@ for name, tested in (("before", beginner), ("after", small)):
 #
 # {numref}`fig-chatglm-bytes` shows where the 12.35 GB of ChatGLM-6B in float16 are. Its
 # quantisation rounds the matrices of the blocks to 8 or 4 bits, with one scale in float16 a row
-# ({py:mod}`annotated_src.quantize`), and leaves the embedding alone. With $b$ bits, in
-# bytes,
+# ({py:mod}`annotated_src.chatglm_quantize`), and leaves the embedding alone. With $b$
+# bits, in bytes,
 #
 # $$
 # B(b) = 2 V D + L \Bigl( 12 D^2 \,\frac{b}{8} + 2 \cdot 13 D

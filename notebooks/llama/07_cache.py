@@ -175,7 +175,7 @@ def wrong_open_mask(num_tokens, num_cached=0, device=None):
     return torch.ones_like(causal_mask(num_tokens, num_cached, device))
 
 
-with patch("annotated_src.models.llama.causal_mask", wrong_open_mask):
+with patch("annotated_src.placement.causal_mask", wrong_open_mask):
     both_ways = [layer_inputs(model, ids)[-1] for ids in (tokens, other_end)]
 confirm(
     "without the causal mask the earlier rows do change",
@@ -770,7 +770,7 @@ def wrong_mask(num_tokens, num_cached=0, device=None):
 
 print("largest error of a logit, prefill of 5, then one token at a time")
 for name, wrong in (("positions_after", wrong_positions), ("causal_mask", wrong_mask)):
-    with patch(f"annotated_src.models.llama.{name}", wrong):
+    with patch(f"annotated_src.placement.{name}", wrong):
         broken, _ = run_in_chunks(model, tokens, [5] + [1] * 7)
         ids = generate(model, tokens[:1, :5], max_new_tokens=10)[0, 5:]
     errors = (broken - full).abs().amax(dim=(0, 2))

@@ -782,12 +782,12 @@ confirm("without block 1: not Tokyo", next_without(real, 1, prompt)[0] != " Toky
 # add up to the bar of {numref}`fig-llama-votes`. (A hook in front of
 # `out_proj` sees the heads' outputs. Queries and keys are turned after `q_proj` and
 # `k_proj`; for the weights, put a function in the place of
-# `annotated_src.attention.attend_fused`, with `unittest.mock.patch`, as {ref}`ch-reading` does.)
+# `Attention.attend`, with `unittest.mock.patch.object`, as {ref}`ch-reading` does.)
 
 # %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 from unittest.mock import patch
 
-from annotated_src.attention import attend, repeat_kv
+from annotated_src.attention import Attention, attend, repeat_kv
 
 
 def head_votes(model, layer, tokens, direction):
@@ -820,7 +820,7 @@ def attend_and_keep(queries, keys, values, mask):
     return attend(queries, keys, values, mask)
 
 
-with patch("annotated_src.attention.attend_fused", attend_and_keep):
+with patch.object(Attention, "attend", staticmethod(attend_and_keep)):
     real(prompt)
 japan = prompt[0] == tokenizer.encode(" Japan")[0, 0]
 print("' Japan' occurs", int(japan.sum()), "times in the prompt")

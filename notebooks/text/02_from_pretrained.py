@@ -271,7 +271,7 @@ show(build_without_weights, WithoutInit)
 #
 # The checkpoint calls a tensor `model.layers.3.mlp.up_proj.weight`, our model calls it
 # `blocks.3.ffn.up_proj.weight`. A table holds one line for each *kind* of tensor, with
-# `{}` where the layer goes; {py:func}`annotated_src.checkpoint.names_by_layer` writes it
+# `{}` where the layer goes; {py:func}`annotated_src.tensor_names.names_by_layer` writes it
 # out for a given depth. That is the triple loop above, turned inside out.
 
 # %%

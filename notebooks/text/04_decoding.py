@@ -483,7 +483,7 @@ def columns_as_positions(is_token):
     return torch.arange(is_token.shape[1]).expand(is_token.shape)
 
 
-with patch("annotated_src.models.llama.padded_positions", columns_as_positions):
+with patch("annotated_src.placement.padded_positions", columns_as_positions):
     shifted = model(padded, is_token=is_token)
 same = close(shifted[is_token], together[is_token])
 confirm("columns for positions: the same logits", same)
@@ -767,7 +767,7 @@ for name, replacement in (
     ("padded_positions", wrong_standing_still),
     ("padded_causal_mask", wrong_forgetful),
 ):
-    with patch(f"annotated_src.models.llama.{name}", replacement):
+    with patch(f"annotated_src.placement.{name}", replacement):
         broken = generate(model, padded, is_token=is_token, max_new_tokens=40)[:, 11:]
     right_ones = (broken == new).int().cumprod(dim=1).sum(dim=1)
     print(f"{name:19} right before the first wrong id: {right_ones.tolist()} of 40")

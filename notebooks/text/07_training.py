@@ -67,7 +67,7 @@ from annotated_src.loss import next_token_loss
 from annotated_src.models.llama import HF_NAMES, Llama, LlamaConfig
 from annotated_src.pipeline import TextGeneration
 from annotated_src.sampler import Sample
-from annotated_src.saving import save_model
+from annotated_src.saving import save_checkpoint
 from annotated_src.scoring import token_log_probs
 from annotated_src.show import confirm, show
 from annotated_src.tokenizer import TextTokenizer
@@ -610,7 +610,7 @@ confirm("and has grown since step 100", gaps[K] > gaps[100] + 0.1)
 # %% [markdown]
 # ## The checkpoint, and the ladder of equality
 #
-# {py:func}`annotated_src.saving.save_model` is {ref}`ch-checkpoint` in the other
+# {py:func}`annotated_src.saving.save_checkpoint` is {ref}`ch-checkpoint` in the other
 # direction: names, shards, index and config as transformers writes them. With the
 # tokenizer's two files beside them the folder is complete, and {ref}`ch-from-pretrained`
 # to {ref}`ch-pipeline` apply to it.
@@ -618,7 +618,7 @@ confirm("and has grown since step 100", gaps[K] > gaps[100] + 0.1)
 # %%
 temporary = TemporaryDirectory()
 folder = Path(temporary.name)
-save_model(model, folder, max_shard_bytes=2_000_000, eos_id=tokenizer.eos_id)
+save_checkpoint(model, folder, max_shard_bytes=2_000_000, eos_id=tokenizer.eos_id)
 bpe.save(str(folder / "tokenizer.json"))
 about = {"eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
 (folder / "tokenizer_config.json").write_text(json.dumps(about))
@@ -678,7 +678,7 @@ confirm(f"same gradients in all {len(same)} tensors", all(same))
 # `ForCausalLMLoss` shifts them. Shift them yourself as well, as many a loop does, and
 # nothing fails; you train a model to predict the token *after* the next one. A second
 # surprise waits in the config: a `LlamaConfig` that is not told otherwise ends
-# texts at id 2, whatever id 2 is in your vocabulary. So `save_model` always writes
+# texts at id 2, whatever id 2 is in your vocabulary. So `save_checkpoint` always writes
 # `eos_token_id`, if only to say that there is none.
 # :::
 
@@ -726,7 +726,7 @@ def wrong_mask(num_tokens, num_cached=0, device=None):  # everything is visible
 _, fair, _ = small_run(120, 4e-3, layers=4)
 with patch("annotated_src.training.next_token_loss", wrong_loss):
     parrot, unshifted, _ = small_run(150, 4e-3)
-with patch("annotated_src.models.llama.causal_mask", wrong_mask):
+with patch("annotated_src.placement.causal_mask", wrong_mask):
     peeper, unmasked, _ = small_run(200, 1e-2, window=24, rows=16)
 _, too_fast, _ = small_run(120, 4e-2, layers=4)
 
@@ -886,5 +886,5 @@ confirm("on held-out text: worse than a blind guess", elsewhere > ln_v)
 # (`get_cosine_schedule_with_warmup`), `modeling_utils.py` (`PreTrainedModel._init_weights`, `save_pretrained`).
 # In this book: {py:mod}`annotated_src.training`, {py:mod}`annotated_src.saving`; and
 # {py:mod}`annotated_src.train_small_chatglm`, which trains the ChatGLM of part two on blanks
-# with the same loop. Then give `save_model` a folder that stays, and start again at
+# with the same loop. Then give `save_checkpoint` a folder that stays, and start again at
 # {ref}`ch-checkpoint` with a model of your own.

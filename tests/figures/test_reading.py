@@ -80,7 +80,7 @@ def test_a_swap_is_noticed_from_its_place_on(model, tokenizer):
 
 def test_without_the_mask_earlier_words_notice(model, tokenizer):
     with patch(
-        "annotated_src.models.llama.causal_mask",
+        "annotated_src.placement.causal_mask",
         lambda *sizes: torch.ones_like(causal_mask(*sizes)),
     ):
         data = notice_data(model, tokenizer, "abcd", ["b", "c", "d", "e"])
