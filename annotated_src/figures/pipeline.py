@@ -41,16 +41,19 @@ TWINS: dict[str, str | None] = {
     "_check_padding": None,  # lines of generate
     "_decode": _GENERATE + "_sample",
     "Llama.new_cache": _GENERATE + "_prepare_cache_for_generation",
+    "new_caches": None,  # theirs has no layers before there are keys
     "LayerCache.__init__": _CACHE + "DynamicLayer.lazy_initialization",
     "greedy": None,  # a line of _sample
     "_checked": None,  # theirs do not check
     "Llama.forward": _LLAMA + "LlamaModel.forward",
     "Llama.score": _LLAMA + "LlamaForCausalLM.forward",
     "TokenEmbedding.forward": "torch.nn:Embedding.forward",
+    "place_causally": None,  # lines of LlamaModel.forward
     "cached_length": _CACHE + "Cache.get_seq_length",
     "padded_positions": _GENERATE + "_prepare_position_ids_for_generation",
     "padded_causal_mask": "transformers.masking_utils:create_causal_mask",
     "causal_mask": "transformers.masking_utils:sdpa_mask",
+    "Llama.frequencies": None,  # lines of LlamaRotaryEmbedding.__init__
     "rope_frequencies": _LLAMA + "LlamaRotaryEmbedding.compute_default_rope_parameters",
     "scale_frequencies": "transformers.modeling_rope_utils:_compute_llama3_parameters",
     "rope_tables": _LLAMA + "LlamaRotaryEmbedding.forward",
