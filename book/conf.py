@@ -38,6 +38,7 @@ exclude_patterns = ["_build", "**/*.py", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # nbval proves the outputs; the book only shows them
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # outputs may be tables
 myst_enable_extensions = [
     "dollarmath",
     "amsmath",

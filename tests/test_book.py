@@ -73,6 +73,12 @@ def test_every_chapter_is_a_page_and_can_be_downloaded(site):
         assert (site / "_sources" / name.with_suffix(".ipynb")).exists()
 
 
+def test_no_table_is_left_as_text(pages):
+    """A paragraph that begins with a bar was to be a row."""
+    for path in pages:
+        assert "<p>|" not in path.read_text("utf-8"), path.name
+
+
 def test_nothing_is_loaded_from_outside(site, pages):
     for page in pages.values():
         for address in page.loads:
