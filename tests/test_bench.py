@@ -326,12 +326,13 @@ def test_the_device_s_tables_are_rehearsed(edge_job, monkeypatch):
     ):
         assert words in text
     assert "Teacher-forced on 40 tokens" in text
+    assert "Medians of 1 turns of SmolLM2, and of 5 of the small model" in text
     assert "nan" not in text
 
 
 def test_a_cache_is_copied_to_fresh_memory_and_to_memory_at_hand():
-    said = edge.fresh_memory(places=100, layers=2, repeats=2)
-    assert "a cache of 100 places, 0 MB, in" in said
+    said = edge.fresh_memory(places=2000, layers=2, repeats=2)
+    assert "a cache of 2000 places, 6 MB, in" in said  # 2 L places numbers, 4 bytes
 
 
 def test_a_device_s_step_moves_weights_and_cache():

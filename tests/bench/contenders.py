@@ -1,13 +1,13 @@
 """Those who run: each loads the model, prefills, and decodes."""
 
 import gc
-import os
 import threading
 import time
 from pathlib import Path
 
 import torch
 
+from annotated_src.quiet import quietly
 from tests.bench.report import PARAMETERS
 
 VOCAB = 49152  # of SmolLM2; for a smaller model, pass ids below its own
@@ -119,7 +119,7 @@ class LlamaCpp:
         params.n_parallel, params.n_ctx = slots, slots * context
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.fit_params = False
-        with silence():
+        with quietly():
             self.server = xllamacpp.Server(params)
 
     def ask(self, tokens, new, slot=0, **options):
@@ -158,16 +158,3 @@ class LlamaCpp:
         if None in timings:
             raise RuntimeError("llama.cpp left a row without an answer")
         return timings
-
-
-class silence:
-    """Send what C libraries write on standard error nowhere."""
-
-    def __enter__(self):
-        self.kept, self.nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(self.nowhere, 2)
-
-    def __exit__(self, *_):
-        os.dup2(self.kept, 2)
-        os.close(self.kept)
-        os.close(self.nowhere)

@@ -13,6 +13,7 @@ from annotated_src.tflite_file import operators
 from tests.bench import contenders, edge_contenders, worker
 from tests.bench.edge_exports import CACHE, LARGE, PREFILL, SMALL, exports
 from tests.bench.edge_exports import small_checkpoint as make_small
+from tests.bench.edge_report import MORE
 
 CONTEXT, QUALITY_TOKENS = 128, 192
 HANDED = ("float32", "int8", "int8, cache 2048")
@@ -72,8 +73,7 @@ def table(job):
     for model, directory in job["directories"].items():
         runners = make_runners(directory, job["files"][model], threads, job)
         vocab_size = runners[0].model.config.vocab_size
-        # The small one's turns are short: more of them.
-        sizes = (job["repeats"] * (5 if model == "small" else 1), vocab_size)
+        sizes = (job["repeats"] * (MORE if model == "small" else 1), vocab_size)
         readers = [runner for runner in runners if hasattr(runner, "prefill")]
         rows[f"{model}: prefill, {job['prefill']} tokens"] = worker.prefill_row(
             readers, 1, job["prefill"], *sizes

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from annotated_src.quiet import quietly
 from tests.bench import contenders
 from tests.bench.edge_exports import CACHE, PREFILL
 
@@ -128,7 +129,7 @@ class Handed:
 
         self.name, self.weight_bytes = name, weight_bytes
         options = Options(cpu_options=CpuOptions(num_threads=threads))
-        with contenders.silence():
+        with quietly():
             self.model = CompiledModel.from_file(str(path), options=options)
         entry = self.model.get_signature_list()["decode"]
         details = self.model.get_output_tensor_details("decode")
@@ -144,7 +145,7 @@ class Handed:
     def ready(self, batch_size, context, steps):
         draw = np.random.default_rng(0).standard_normal
         self.context = context
-        with contenders.silence():  # the first write begins with a speech
+        with quietly():  # the first write begins with a speech
             for name, shape in self.shapes.items():
                 self.inputs[name].write(draw(shape, np.float32))
 

@@ -12,8 +12,9 @@ import time
 import torch
 from torch.nn import functional as F
 
+from annotated_src.quiet import quietly
 from tests.bench import contenders
-from tests.bench.contenders import prompt, silence
+from tests.bench.contenders import prompt
 
 TORCH = (contenders.Plain, contenders.Fast, contenders.Transformers)
 
@@ -64,7 +65,7 @@ def decode_row(
 def profile(runner, work, top=5):
     """Share of the time of each of the slowest operators: [(name, share)]."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with silence(), torch.profiler.profile(activities=activities) as found:
+    with quietly(), torch.profiler.profile(activities=activities) as found:
         work(runner)
     events = sorted(found.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
