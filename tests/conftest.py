@@ -259,11 +259,7 @@ def random_llama(**sizes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = LlamaForCausalLM(LlamaConfig(initializer_range=0.2, **sizes)).eval()
-        for name, weight in model.state_dict().items():
-            if "norm" in name:
-                weight.uniform_(0.5, 1.5)
-            if "bias" in name:  # transformers leaves them 0
-                weight.normal_(std=0.5)
+        scatter(model)
     return model
 
 
@@ -290,12 +286,17 @@ def random_decoder(kind, sizes, num_kv_heads, head_dim=12, part=None):
             model = GemmaForCausalLM(GemmaConfig(**sizes, rms_norm_eps=1e-2)).eval()
         else:
             model = PhiForCausalLM(PhiConfig(**sizes, layer_norm_eps=1e-2)).eval()
-        for name, weight in model.state_dict().items():
-            if "norm" in name and name.endswith("weight"):  # Gemma's are gains less one
-                weight.uniform_(0.5, 1.5).sub_(1.0 if kind == "gemma" else 0.0)
-            if "bias" in name:
-                weight.normal_(std=0.5)
+        scatter(model, gain=0 if kind == "gemma" else 1)  # Gemma's are less one
     return model
+
+
+def scatter(model, gain=1):
+    """Let no gain be one, and no bias zero, as transformers makes them."""
+    for name, weight in model.state_dict().items():
+        if "bias" in name:
+            weight.normal_(std=0.5)
+        elif "norm" in name:
+            weight.uniform_(gain - 0.5, gain + 0.5)
 
 
 def small_tokenizer():
