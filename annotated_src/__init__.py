@@ -65,6 +65,9 @@ Read the files in this order; each imports only from files above it.
     export         a model for a device: prefill and decode in one file
     golden         what the original ChatGLM-6B computed
     show           show source in a notebook
+    checks         what lets an exercise answer
+    exercises      the exercises of every chapter, their solutions and their mistakes
+    classroom      hand them to a class, and mark them
     figures        the pictures of the book, and the numbers behind them
 
 Shape letters, the same in every file:

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "annotated_src"
 MAP = (PACKAGE / "__init__.py").read_text("utf-8")
 # A line of the map: four blanks, a module, at least two blanks, what it is.
 ORDER = re.findall(r"^    ([a-z_.0-9]+)  +\S", MAP, re.M)
+FOLDERS = ("checks", "exercises", "classroom", "figures")
 AS_COMMAND = "if __name__ == '__main__':"
 FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "__init__.py"]
 
@@ -18,15 +19,32 @@ def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
+def package_of(name):
+    """The folder that a module shares its line in the map with, or nothing."""
+    first = name.split(".")[0]
+    return first if first in FOLDERS else ""
+
+
 def place(name):
-    """Its line in the map; figures share one."""
-    return ORDER.index("figures" if name.split(".")[0] == "figures" else name)
+    """Its line in the map; the modules of some folders share one."""
+    return ORDER.index(package_of(name) or name)
 
 
 each = pytest.mark.parametrize("path", FILES, ids=name_of)
 each_but_figures = pytest.mark.parametrize(
     "path", [p for p in FILES if p.parent.name != "figures"], ids=name_of
 )
+# The exercises of a chapter are a list: each thing in it is short, the list is not.
+each_text = pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.parent.name not in ("figures", "exercises")],
+    ids=name_of,
+)
+
+
+def is_source(place):
+    """Whether a module is there, or a folder with code of its own, as exercises has."""
+    return place.with_suffix(".py").exists() or (place / "__init__.py").exists()
 
 
 def imports_of(path):
@@ -48,14 +66,14 @@ def imports_of(path):
             parts = dotted.split(".")
             if parts[0] != PACKAGE.name:
                 continue
-            while not PACKAGE.joinpath(*parts[1:]).with_suffix(".py").exists():
+            while not is_source(PACKAGE.joinpath(*parts[1:])):
                 parts.pop()  # a name inside the module, or a folder
             yield ".".join(parts[1:])
 
 
 def test_the_map_lists_every_module_once_and_figures_last():
     names = {name_of(path) for path in FILES}
-    listed = {n for n in names if not n.startswith("figures.")} | {"figures"}
+    listed = {package_of(name) or name for name in names}
     assert set(ORDER) == listed
     assert len(ORDER) == len(listed)
     assert ORDER[-1] == "figures"
@@ -65,8 +83,8 @@ def test_the_map_lists_every_module_once_and_figures_last():
 def test_imports_come_from_above(path):
     name = name_of(path)
     for imported in imports_of(path):
-        both_figures = name.startswith("figures.") and imported.startswith("figures.")
-        assert place(imported) < place(name) or both_figures, imported
+        together = package_of(name) and package_of(name) == package_of(imported)
+        assert place(imported) < place(name) or together, imported
         assert not (name.startswith("models.") and imported.startswith("models."))
 
 
@@ -87,7 +105,7 @@ def test_no_assert_and_no_print_but_of_confirm(path):
             assert node in allowed, f"print in line {node.lineno}"
 
 
-@each_but_figures
+@each_text
 def test_a_module_is_short(path):
     assert len(path.read_text("utf-8").splitlines()) <= 200
 
