@@ -35,7 +35,13 @@ ROOT = Path(__file__).resolve().parents[1]
 STAMPS = ROOT / ".build" / "executed.json"
 PACKAGE = "annotated_src"
 # One thread, so that sums are added in the same order everywhere.
-QUIET = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    # what a chapter tries is no progress of whoever runs it here
+    "ANNOTATED_SRC_PROGRESS": str(ROOT / ".build" / "progress.json"),
+}
 
 
 def chapters() -> list[Path]:

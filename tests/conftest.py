@@ -9,6 +9,9 @@ from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ANNOTATED_SRC_PROGRESS"] = str(
+    Path(__file__).resolve().parents[1] / ".build" / "progress.json"
+)
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import gguf

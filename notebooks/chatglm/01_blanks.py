@@ -792,40 +792,54 @@ print("same best word:            ", same_word[0].tolist())
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Write `restore(tokens)`. It takes an example as a list
-# of words, special tokens among them, and puts the answer back into its blank. Check
-# that it undoes every span and every rest of the sentence.
+# Write your function in a cell of your own and give it to `check`. A question takes
+# its name and a letter: `check("why_steps_count_from_one", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.blanks import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def restore(tokens):
-    c = tokens.index("<sop>")
-    context, answer = tokens[:c], tokens[c + 1 :]
-    m = context.index("[gMASK]" if "[gMASK]" in context else "[MASK]")
-    return context[:m] + answer[: answer.index("<eop>")] + context[m + 1 :]
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("restore_text")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("restore_text")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved_restore = exercises["restore_text"].solution
 made = [mask_span(text, start, end, ids, eop) for start, end in spans]
 made += [mask_rest(text, start, ids, eop) for start in range(6)]
 confirm(
     f"the sentence comes back from all {len(made)} examples",
-    all(restore(in_words(example.tokens)) == words for example in made),
+    all(solved_restore(in_words(example.tokens)) == words for example in made),
 )
 
-# %% [markdown]
-# **2. Implement (8 minutes).** Someone hands you the two rows of positions of one
-# prompt, and no ids. Write `read_off(positions)`, which returns the context length and
-# the index of the mask token. Check it on all golden cases.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("two_positions")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("two_positions")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def read_off(positions):
-    places, steps = positions
-    return (steps == 0).sum().item(), places[-1].item()
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved_positions = exercises["two_positions"].solution
+checked = [
+    torch.equal(solved_positions(ids_of[f"{case}/input_ids"], *G), theirs)
+    for case, _, what in (name.partition("/") for name in ids_of)
+    if what == "get_position_ids_2d"
+    for theirs in [ids_of[f"{case}/{what}"]]
+]
+confirm(f"the original's, in {len(checked)} golden cases", all(checked))
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("read_off_positions")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("read_off_positions")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved_read = exercises["read_off_positions"].solution
 found = [
-    read_off(row) == (c.item(), m.item())
+    solved_read(row) == (c.item(), m.item())
     for name, tokens in ids_of.items()
     if name.endswith("/input_ids")
     for row, c, m in zip(
@@ -835,21 +849,15 @@ found = [
         strict=True,
     )
 ]
-confirm(f"{len(found)} rows read off", all(found))
+confirm(f"{len(found)} golden rows read off", all(found))
 
-# %% [markdown]
-# **3. Explain (5 minutes).** Steps of the answer count from 1. Why not from 0, as a
-# programmer would?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The numbers of `<sop>` would be $(m, 0)$. Those are the numbers of the mask token
-# itself. The rotation could then not tell the two apart; only their vectors could. Step
-# 0 means "in the context", and no token of an answer has it.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("why_steps_count_from_one")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("why_steps_count_from_one")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 positions = prompt_positions(mask_span(text, 2, 4, ids, eop).tokens[None], ids, 2)[0]
 from_zero = torch.stack((positions[0], (positions[1] - 1).clamp(min=0)))
 confirm(
@@ -859,41 +867,30 @@ confirm(
 pairs = list(zip(*from_zero.tolist(), strict=True))
 confirm("counted from 0, <sop> is where [MASK] is", pairs[5] == pairs[2] == (2, 0))
 
-# %% [markdown]
-# **4. Debug (8 minutes).** A colleague makes labels as below, and has trained on `[gMASK]`
-# for weeks. Now they try `[MASK]`, and the batch cannot be made. Find the assumption,
-# and repair it. (In the original's recipe a line of the same form works for both,
-# because what it calls `mask_position` is the last index of the context.)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("example_labels")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("example_labels")
 
-# %%
-def colleague_labels(tokens):
-    context = tokens.index(ids.sop)
-    mask = next(t for t, token in enumerate(tokens) if token in (ids.mask, ids.gmask))
-    return [IGNORE] * context + tokens[mask + 1 :]
-
-
-for example in (mask_rest(text, 3, ids, eop), mask_span(text, 2, 4, ids, eop)):
-    labels = torch.tensor(colleague_labels(example.tokens.tolist()))
-    try:
-        pad_right([example._replace(labels=labels)], pad_id=9)
-        print("labels right:", torch.equal(labels, example.labels))
-    except ValueError as error:
-        print("ValueError:", error)
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# It takes the mask token to be the last of the context, so that mask + 1 is <sop>.
-# [gMASK] is; [MASK] is not, and what stands behind it is counted twice.
-def repaired_labels(tokens):
-    context = tokens.index(ids.sop)
-    return [IGNORE] * context + tokens[context:]
-
-
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved_example, given = (
+    exercises["example_labels"].solution,
+    exercises["example_labels"].given,
+)
+inputs = [(e.tokens.tolist(), ids.sop, [ids.mask, ids.gmask]) for e in made]
 confirm(
     "right for every blank",
-    all(repaired_labels(e.tokens.tolist()) == e.labels.tolist() for e in made),
+    all(
+        solved_example(*x) == e.labels.tolist()
+        for x, e in zip(inputs, made, strict=True)
+    ),
 )
+wrong = torch.tensor(given(*inputs[0]))
+try:
+    pad_right([made[0]._replace(labels=wrong)], pad_id=9)
+except ValueError as error:
+    print("the colleague's batch:", error)
 
 # %% [markdown]
 # ## What to remember

@@ -878,89 +878,25 @@ confirm("and through it, two layers deep, all see all", flows[2].all())
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (12 minutes).** Several turns in one row, each a question and an answer,
-# and each question to be read both ways. Write `turns_mask(turns)` for one row, `turns`
-# being pairs of lengths (question, answer): a token sees all before it, itself, and the
-# rest of its own question. Check that one turn is `prefix_mask`, that the mask is
-# closed, and that a new turn moves nothing in those before it.
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def turns_mask(turns):
-    parts = []  # a number for each token; the tokens of a question share theirs
-    for question, answer in turns:
-        first = len(parts)
-        parts += [first] * question + list(
-            range(first + question, first + question + answer)
-        )
-    number = torch.tensor(parts)
-    return number <= number[:, None]
-
-
-confirm(
-    "one turn is the prefix mask",
-    torch.equal(turns_mask([(4, 3)]), prefix_mask(torch.tensor([4]), 7)[0, 0]),
-)
-two = turns_mask([(4, 3), (3, 2)])
-print(two.int())
-confirm("it is closed", closed(two))
-confirm(
-    "the first turn sees nothing of the second, so its cache stays right",
-    torch.equal(two[:7, :7], turns_mask([(4, 3)])) and not two[:7, 7:].any(),
-)
-
-# %% [markdown]
-# **2. Explain (6 minutes).** Off by one: a colleague lets the context include `<sop>`,
-# context $c + 1$. Another goes one further, to $c + 2$. Which of them trains a model that
-# cheats, and what about the other one?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# With $c + 1$ everybody sees `<sop>`. It sees nothing of the answer, and the mask is still
-# closed, so no word of the answer leaks; only that `<sop>` comes next is no longer a
-# question. It is another model, though: the same weights give other logits. With $c + 2$
-# the first word of the answer is seen by `<sop>`, which must predict it: the loss on that
-# word measures copying.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-tokens = golden_ids["gmask_train/input_ids"]
-c, T = int(context_lengths(tokens, SOP)), tokens.shape[1]
-changed = tokens.clone()
-changed[0, c + 1] = 77  # another first word of the answer
-right = model(tokens)
-for extra in (0, 1, 2):
-    mask = prefix_mask(torch.tensor([c + extra]), T)
-    pair = [model(x, mask=mask)[0, c] for x in (tokens, changed)]
-    knows = "can" if extra == 2 else "cannot"
-    confirm(
-        f"context + {extra}: <sop> {knows} see the word that it must predict",
-        close(*pair) == (extra < 2),
-    )
-confirm(
-    "one more is another model all the same",
-    not close(model(tokens, mask=prefix_mask(torch.tensor([c + 1]), T)), right),
-)
-
-# %% [markdown]
-# **3. Debug (12 minutes).** This mask has one index in the wrong place. Its author tests
-# one layer: the answer does not move when its future does. The model has three. What is
-# wrong, and why did the test not find it?
-
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("context_off_by_one", "a")`.
 
 # %%
-def suspicious_mask(contexts, num_tokens):
-    in_context = torch.arange(num_tokens) < contexts[:, None]  # (B, T)
-    return causal_mask(num_tokens) | in_context[:, None, :, None]
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.prefix_mask import chapter as exercises
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("prefix_mask_of_ids")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-words = figures.BLANK.split()
-tokens = torch.tensor([[vocabulary.index(word) for word in words]])
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("prefix_mask_of_ids")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# Rows for columns: why one layer is not enough to test a mask.
+in_context = torch.arange(9) < words.index("<sop>")
+suspect = causal_mask(9) | in_context[:, None]
+print(suspect[0, 0].int())  # the context sees all
 c = words.index("<sop>")
-suspect = suspicious_mask(torch.tensor([c]), 9)
-print(suspect[0, 0].int())  # rows where there should be columns: the context sees all
 confirm(
     "the answer's rows are right, so one layer shows no leak into the answer",
     torch.equal(suspect[:, :, c:], prefix_mask(torch.tensor([c]), 9)[:, :, c:]),
@@ -975,33 +911,77 @@ for depth in (1, 2):
         f"{depth} deep: the answer sees {share} of its future",
         leaks.all() if depth == 2 else not leaks.any(),
     )
-
-# %% [markdown]
 # The context has read the answer, and the answer reads the context. Testing
-# `closed(mask)` finds it without any model.
-#
-# **4. Implement (6 minutes).** A mask comes from somewhere, its face unknown. Write
-# `to_visible(mask)`: one entry tells the faces apart, whichever it is. Think of padding,
-# on the left.
+# closed(mask) finds it without any model.
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("turns_mask")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("turns_mask")
 
-def to_visible(mask):
-    """The last token is a token in every row, and it sees itself under any mask."""
-    if mask.dtype != torch.bool:
-        return additive_to_visible(mask)
-    return mask if mask[..., -1, -1].all() else visible_to_masked(mask)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+turns_mask = exercises["turns_mask"].solution
+confirm(
+    "one turn is the prefix mask",
+    torch.equal(turns_mask([(4, 3)]), prefix_mask(torch.tensor([4]), 7)[0, 0]),
+)
+two = turns_mask([(4, 3), (3, 2)])
+print(two.int())
+confirm("it is closed", closed(two))
+confirm(
+    "the first turn sees nothing of the second, so its cache stays right",
+    torch.equal(two[:7, :7], turns_mask([(4, 3)])) and not two[:7, 7:].any(),
+)
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("context_off_by_one")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("context_off_by_one")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+tokens = golden_ids["gmask_train/input_ids"]
+c, T = int(context_lengths(tokens, SOP)), tokens.shape[1]
+changed = tokens.clone()
+changed[0, c + 1] = 77  # another first word of the answer
+right = model(tokens)
+for extra in (0, 1, 2):
+    mask = prefix_mask(torch.tensor([c + extra]), T)
+    pair = [model(x, mask=mask)[0, c] for x in (tokens, changed)]
+    knows = "can" if extra == 2 else "cannot"
+    confirm(
+        f"context + {extra}: <sop> {knows} see the word that it must predict",
+        close(*pair) == (extra < 2),
+    )
+one_more = prefix_mask(torch.tensor([c + 1]), T)
+confirm("context + 1 is closed", closed(one_more[0, 0]))
+confirm(
+    "and another model all the same", not close(model(tokens, mask=one_more), right)
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("to_visible")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("to_visible")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 faces = {
     "ours": hidden,
     "the original's": visible_to_masked(hidden),
     "a number to add": visible_to_additive(hidden, -10_000.0),
 }
 for name, face in faces.items():
-    confirm(f"recognised: {name}", torch.equal(to_visible(face), hidden))
+    found = exercises["to_visible"].solution(face)
+    confirm(f"recognised: {name}", torch.equal(found, hidden))
 confirm("the upper left corner would not do: padding", not hidden[1, 0, 0, 0])
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("grow_mask")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("grow_mask")
 
 # %% [markdown]
 # ## What to remember

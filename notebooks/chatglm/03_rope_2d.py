@@ -757,101 +757,62 @@ confirm("one passes near, to 0.001", hides == ["exact frequencies"])
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Write `turn_complex(x, positions, frequencies)`, the 2D
-# rotation with complex numbers and no `rotate_half`. Check it against `turn_2d_loops`
-# for random positions. Try it in a fresh cell before you look.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("place_plus_step", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.rope_2d import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def turn_complex(x, positions, frequencies):
-    real, imaginary = x.unflatten(-1, (2, 2, -1)).unbind(
-        -2
-    )  # (B, heads, T, 2 halves, R)
-    angles = positions.mT[:, None, :, :, None] * frequencies  # (B, 1, T, 2, R)
-    turned = torch.complex(real, imaginary) * torch.polar(
-        torch.ones_like(angles), angles
-    )
-    return torch.stack((turned.real, turned.imag), dim=-2).flatten(-3)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("turn_two_clocks")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("turn_two_clocks")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 x, at = torch.randn(2, 3, 5, 16, dtype=F64), torch.randint(0, 2000, (2, 2, 5))
 frequencies = half_frequencies(8).double()
-confirm(
-    "complex numbers = loops",
-    same(turn_complex(x, at, frequencies), turn_2d_loops(x, at, frequencies)),
-)
+mine = exercises["turn_two_clocks"].solution(x, at, frequencies)
+confirm("it is the loops", same(mine, turn_2d_loops(x, at, frequencies)))
 
-# %% [markdown]
-# **2. Explain (8 minutes).** Somebody wants to save half of the head, and turns all of
-# it by the *sum*, place + step. Which two tokens of our sentence turn alike, although
-# they are nothing alike? What does that do to an answer token that looks for the words
-# right of the blank?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("chatglm_cosines")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# <sop> is at 4 + 1 = 5, like "all"; "my" is at 4 + 2 = 6, like "day". By its angles,
-# the answer stands on top of the words right of the blank. To "red", at 7, "day" is one
-# token back and so is "my": the left neighbour in the answer, and a word that comes
-# after the answer, at the same distance and in the same direction.
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("chatglm_cosines")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+for dtype in (torch.float32, torch.float16):
+    mine = exercises["chatglm_cosines"].solution(P, 64, 10_000.0, dtype)
+    package, _ = rope_table(2048, half_frequencies(64).to(dtype))
+    confirm(f"{dtype}: it is rope_table", torch.allclose(mine, package, atol=1e-3))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("place_plus_step")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("place_plus_step")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 total = positions.sum(dim=1)[0]
 sums = dict(zip(words, total.tolist(), strict=True))
 confirm("<sop> and all collide", sums["<sop>"] == sums["all"])
 confirm("my and day collide", sums["my"] == sums["day"])
 confirm("both are one back from red", sums["red"] - sums["day"] == 1)
+confirm("the answer's tokens do not collide", total[7:].tolist() == [5, 6, 7, 8])
 pairs = {tuple(numbers) for numbers in positions[0].T.tolist()}
 confirm("with two numbers, no two tokens agree", len(pairs) == len(words))
 
-# %% [markdown]
-# **3. Debug (6 minutes).** A colleague's chat works for weeks, then raises an error in
-# one conversation, a dozen tokens into a fine answer. This is the rotation. Which
-# conversations fail? What is the fix?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("worst_frequency")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("worst_frequency")
 
 
-# %%
-def colleague(positions, head_dim, dtype):
-    num_positions = int(positions[:, 0].max()) + 1
-    table = rope_table(num_positions, half_frequencies(head_dim // 2).to(dtype))
-    tables = [tuple(table_rows(t, row) for t in table) for row in positions.unbind(1)]
-    return partial(apply_rotary_2d, tables=tables)
-
-
-def conversation(context, answer):
-    ids = torch.full((1, context + answer), 50)
-    ids[0, context - 1], ids[0, context] = figures.IDS.gmask, figures.IDS.sop
-    return prompt_positions(ids, figures.IDS, rows=2)
-
-
-failed = []
-for context, answer in ((200, 30), (40, 25), (12, 40)):
-    try:
-        colleague(conversation(context, answer), 16, torch.float32)
-        print(f"context {context}, answer {answer}: fine")
-    except ValueError as reason:
-        failed.append((context, answer))
-        print(f"context {context}, answer {answer}: {reason}")
-confirm("one conversation fails", failed == [(12, 40)])
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# Short questions with long answers. The table is as long as the largest *place* asks;
-# the steps of the answer look themselves up in the same table, and run out of it as
-# soon as the answer outgrows the question. Take the maximum over both rows.
-at, x = conversation(12, 40), torch.randn(1, 2, 52, 16)
-table = rope_table(int(at.max()) + 1, half_frequencies(8).float())
-cured = [tuple(table_rows(t, row) for t in table) for row in at.unbind(1)]
-confirm(
-    "with both rows counted it is the package's rotation",
-    torch.equal(apply_rotary_2d(x, cured), rotation(at, 16, torch.float32)(x)),
-)
-
-# %% [markdown]
-# **4. Implement (10 minutes).** SmolLM2's base is 100,000 ({ref}`ch-rope`). Would its
-# frequencies survive rounding to float16? For bases of 10,000 and 100,000 and a width of
-# 64, compute the worst relative error of a frequency, and the pair that has it. Then
-# compute the error of *that* pair's angle at position 2047, in radians. Which of the
-# two numbers would have misled you?
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def worst_frequency(base):
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+def worst_of(base):
     true = base ** (-torch.arange(32, dtype=F64) / 32)
     rounded = half_frequencies(64, base).double()
     relative = (rounded / true - 1).abs()
@@ -859,18 +820,47 @@ def worst_frequency(base):
     return pair, relative[pair].item(), abs(rounded - true)[pair].item() * 2047
 
 
-for base in (10_000.0, 100_000.0):
-    pair, relative, radians = worst_frequency(base)
-    print(f"base {base:7,.0f}: pair {pair}, relative error {relative:.2%}", end=", ")
-    print(f"angle off by {radians:.0e} rad")
-# Below 2^-14 float16 has fewer digits left, and the bound of a part in 2048 is off:
-# five frequencies of base 100,000 lie there. It looks four times worse, and the angle
-# is fifty times better: so slow a hand has hardly moved. The relative error misleads.
-small = (100_000.0 ** (-torch.arange(32, dtype=F64) / 32) < 2**-14).sum()
-confirm("five frequencies lie below 2^-14", small == 5)
-ten, hundred = worst_frequency(10_000.0), worst_frequency(100_000.0)
-confirm("the bound is broken", hundred[1] > u > ten[1])
-confirm("and the angle is better", hundred[2] < ten[2] / 50)
+ten, hundred = worst_of(10_000.0), worst_of(100_000.0)
+for base, (pair, relative, radians) in ((10_000, ten), (100_000, hundred)):
+    print(f"base {base:7,}: pair {pair}, relative error {relative:.2%}", end=", ")
+    print(f"angle off by {radians:.1g} rad")
+slow = 100_000.0 ** (-torch.arange(32, dtype=F64) / 32)
+confirm(
+    "it is the slowest, 0.000014", hundred[0] == 31 and f"{slow[31]:.6f}" == "0.000014"
+)
+confirm("0.03 radians by position 2047", round((2047 * slow[31]).item(), 2) == 0.03)
+confirm("five frequencies lie below 2^-14", (slow < 2**-14).sum() == 5)
+confirm("there the bound of one part in 2048 is broken", hundred[1] > u > ten[1])
+confirm("and the angle is better, fifty times and more", hundred[2] < ten[2] / 50)
+rounded = half_frequencies(64, 100_000.0)
+confirm("no frequency is 0", (rounded > 0).all() and torch.tensor(2.0**-24).half() > 0)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("clock_cosines")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("clock_cosines")
+
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+def conversation(context, answer):
+    ids = torch.full((1, context + answer), 50)
+    ids[0, context - 1], ids[0, context] = figures.IDS.gmask, figures.IDS.sop
+    return prompt_positions(ids, figures.IDS, rows=2)
+
+
+too_short = exercises["clock_cosines"].given
+failed = []
+for context, answer in ((200, 30), (40, 25), (12, 40)):
+    at = conversation(context, answer)
+    wanted = exercises["clock_cosines"].solution(at, half_frequencies(8).float())
+    try:
+        got = too_short(at, half_frequencies(8).float())
+        confirm(f"context {context}, answer {answer}: fine", torch.equal(got, wanted))
+    except IndexError as reason:
+        failed.append((context, answer))
+        print(f"context {context}, answer {answer}: {reason}")
+confirm("one conversation fails", failed == [(12, 40)])
 
 # %% [markdown]
 # ## What to remember

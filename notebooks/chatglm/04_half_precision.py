@@ -741,18 +741,42 @@ confirm("8 layers in float32: all rows are", in_float32.isfinite().all())
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Whisper divides the query *and* the key, each by the
-# root of the factor. Write `scores_split(queries, keys, layer)` so: the product is what
-# `scores_by_layer` returns. Which inputs does it serve better? Try queries near 0.001
-# and keys near 1000.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("bfloat16_scores", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.half_precision import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def scores_split(queries, keys, layer):
-    each = math.sqrt(math.sqrt(queries.shape[-1]) * layer)
-    return (queries / each) @ (keys / each).mT
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("attend_in_half")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("attend_in_half")
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("bfloat16_scores")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("bfloat16_scores")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+b16 = torch.bfloat16
+confirm("bfloat16 reaches 3e38", torch.finfo(b16).max > 3e38)
+confirm(
+    "3000, and the next numbers: 16 apart",
+    torch.tensor([2992.0, 2999.0, 3001.0, 3008.0]).to(b16).tolist()
+    == [2992, 2992, 3008, 3008],
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("scores_split")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("scores_split")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+scores_split = exercises["scores_split"].solution
 q, k = torch.randn(2, 1, 1, 64, d, dtype=F64)
 confirm(
     "in float64 it makes no difference",
@@ -767,63 +791,40 @@ error = [
 confirm("here splitting is over 5 times as exact", 5 * error[0] < error[1])
 divided = (small / (math.sqrt(d) * 28)).abs()
 confirm("for the divided queries are subnormal", (divided < 2**-14).all())
+factor = math.sqrt(d) * 28
+print(f"the factor {factor:.0f}, its root {math.sqrt(factor):.0f}")
 
-# %% [markdown]
-# **2. Explain (5 minutes).** bfloat16 has eight bits for the exponent, as float32 has,
-# and seven for $m$. Does it need the division by the layer? What are its steps near a
-# score of 3000?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# No. Its range is that of float32, up to about $3.4 \cdot 10^{38}$, so no score
-# overflows and the division has nothing to buy. But three bits of $m$ fewer make steps
-# eight times as wide: 16 near 3000, where float16 has 2. bfloat16 trades precision for
-# range; dividing by the layer buys range alone, and only for scores.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("hidden_weights")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-b16 = torch.bfloat16
-confirm("bfloat16 reaches 3e38", torch.finfo(b16).max > 3e38)
-confirm(
-    "3000, and the next numbers: 16 apart",
-    torch.tensor([2992.0, 2999.0, 3001.0, 3008.0]).to(b16).tolist()
-    == [2992, 2992, 3008, 3008],
-)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("hidden_weights")
 
-# %% [markdown]
-# **3. Debug (8 minutes).** A colleague hides by *adding* the lowest number of float16,
-# $-65504$, to the float16 scores, "as low as it gets, and finite". Padding becomes NaN,
-# but not in every batch. On what does it depend?
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 lowest = torch.finfo(F16).min
 for score in (20.0, 0.0, -15.0, -17.0):
     total = torch.tensor(score).half() + lowest
     print(f"{score:5.0f} + lowest = {total.item():.0f}")
-for scores, is_nan in (([-17.0, -40.0], True), ([-17.0, 3.0], False)):
-    weights = (torch.tensor(scores).half() + lowest).float().softmax(dim=0)
-    confirm(
-        f"a row that sees nothing, scores {scores}: NaN {is_nan}",
-        weights.isnan().any() == is_nan,
-    )
 confirm(
     "steps are 32 there: 16 more towards minus infinity, and it is reached",
     torch.tensor(-16.0).half() + lowest == -torch.inf,
 )
+added = exercises["hidden_weights"].given
+for scores, is_nan in (([-17.0, -40.0], True), ([-17.0, 3.0], False)):
+    weights = added(torch.tensor(scores).half(), torch.tensor([False, False]))
+    confirm(
+        f"a row that sees nothing, scores {scores}: NaN {is_nan}",
+        weights.isnan().any() == is_nan,
+    )
 
-# %% [markdown]
-# So it depends on the scores that are hidden: if all of them are $-16$ or less, every
-# sum is $-\infty$. *Filling in* ignores them. A sum with a huge number also has no room
-# for the score that it was meant to hide.
-#
-# **4. Predict, then implement (10 minutes).** Replace `attend_by_layer` by
-# `attend_fused` in the small model, in float32. For empty rows the fused kernel gives
-# zeros, not the mean. Which of the batch's logits change?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("fused_empty_rows")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("fused_empty_rows")
 
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 def fused_by_layer(queries, keys, values, mask, layer):
     return attend_fused(queries, keys, values, mask)
 
@@ -833,7 +834,6 @@ with patch.object(attention_by_layer, "attend_by_layer", fused_by_layer):
 change = (fused - logits).abs().amax(dim=-1)
 confirm("the logits of padding change, all of them", (change[~is_token] > 0.1).all())
 confirm("no logits of a token do", (change[is_token] < 1e-4).all())
-# Nobody sees padding. One finite nonsense is as good there as another.
 
 # %% [markdown]
 # ## What to remember
@@ -859,5 +859,5 @@ confirm("no logits of a token do", (change[is_token] < 1e-4).all())
 # - CogView, `mpu/sparse_transformer.py`: `standard_attention`; {cite:t}`ding2021`, on
 #   stabilising training.
 # - Whisper, `whisper/model.py`: `MultiHeadAttention.qkv_attention`, the split of
-#   exercise 1, with the fourth root of the width.
+#   `scores_split` above, with the fourth root of the width.
 # - Next: {ref}`ch-block`, where this attention meets its residual.

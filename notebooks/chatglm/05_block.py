@@ -753,46 +753,90 @@ confirm("with a single head the two cuts are one", torch.equal(*one_head))
 #
 # ## Exercises
 #
-# **1. Implement (12 minutes).** Get rid of $\alpha$. Write `without_alpha(block)`: a
-# copy of a block whose weights are changed so that, run with $\alpha = 1$, it computes
-# the same. Check it on `second`, `x`, `rotate` and `see`, with `follow`. What does that
-# say about what $\alpha$ is?
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("alpha_and_depth", "a")`.
+
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.block import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("deep_norm_stack")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("deep_norm_stack")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# Let the norm say alpha * n: gain and bias times alpha. The branch wants to read n, so
-# the first matrix of each branch divides by alpha again.
-from copy import deepcopy
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# Alpha on what came in, in float16: a test of one sublayer, on normed input, passes.
+def alpha_on_input(sublayers, x, alpha):
+    for norm, branch in sublayers:
+        x = x * alpha + branch(norm(x))
+    return x
 
 
-def without_alpha(block):
-    block = deepcopy(block)
-    for norm in (block.attention_norm, block.ffn_norm):
-        norm.weight *= ALPHA
-        norm.bias *= ALPHA
-    for first in (block.attention.qkv_proj, block.ffn.up_proj):
-        first.weight /= ALPHA
-    return block
+matrices = (torch.randn(56, 64, 64) / 8).half()
+port = [(lambda x: F.layer_norm(x, (64,)), lambda n, W=W: n @ W) for W in matrices]
+normed = F.layer_norm(torch.randn(8, 64).half(), (64,))
+wanted = follow(CHATGLM, normed, port[:1], ALPHA)[-1]
+found = alpha_on_input(port[:1], normed, ALPHA)
+confirm("the test passes", torch.allclose(found, wanted, atol=0.05))
+confirm("the stack gives NaN", alpha_on_input(port, normed, ALPHA).isnan().any())
+stacks = [alpha_on_input(port[:k], normed, ALPHA) for k in range(5)]
+growth = [b.float().norm() / a.float().norm() for a, b in pairwise(stacks)]
+confirm("7 to 8 times with every sublayer", 7 < min(growth) < max(growth) < 8)
+right_way = follow(CHATGLM, normed, port, ALPHA)[-1]
+confirm("as it should be, all are finite", right_way.isfinite().all())
+size = right_way.float().square().mean().sqrt()
+confirm("and of RMS near 7.5", abs(size - 7.5) < 0.2)
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("without_alpha")
 
-folded = without_alpha(second)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("without_alpha")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+new = exercises["without_alpha"].solution(second.state_dict(), ALPHA)
+plain = ChatGLMBlock(model.config, layer=2).requires_grad_(False)
+plain.load_state_dict(new)
 halves = [
-    (folded.attention_norm, lambda n: folded.attention(n, rotate, see)),
-    (folded.ffn_norm, folded.ffn),
+    (plain.attention_norm, lambda n: plain.attention(n, rotate, see)),
+    (plain.ffn_norm, plain.ffn),
 ]
 plain_sum = follow(CHATGLM, x, halves, 1.0)[-1]
-confirm("no alpha, the same output", torch.allclose(plain_sum, original, atol=5e-5))
-# So alpha adds nothing to what the model can compute. It decides where training starts
-# and how far a step goes, and a checkpoint must be run with the alpha of its training.
+confirm(
+    "no alpha, the original's output", torch.allclose(plain_sum, original, atol=5e-5)
+)
 
-# %% [markdown]
-# **2. Implement (10 minutes).** Write `unfuse(attention)`: a dictionary of
-# `q_proj`, `k_proj` and `v_proj` weights and biases, and `out_proj`'s, such that part
-# one's {py:class}`annotated_src.attention.Attention` can load it. Check that it agrees
-# with `second.attention` on `n`.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("alpha_and_depth")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("alpha_and_depth")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+def share_left(alpha_squared, num_sublayers):
+    return (1 + 1 / alpha_squared) ** -num_sublayers
+
+
+print("sublayers   (2N)^(1/4)  (2N)^(1/2)          2N")
+for many in (6, 56, 560):
+    shares = (share_left(many**power, many) for power in (0.5, 1, 2))
+    print(f"{many:9}", *(f"{share:11.2g}" for share in shares))
+confirm("√56 and 6 sublayers: 90%", round(share_left(56, 6), 2) == 0.90)
+confirm("√56 and 560: one in 20,000", round(1 / share_left(56, 560), -3) == 20_000)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("split_fused")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("split_fused")
+
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# The same cut on the rows of the weights: now part one's attention can load them.
 def unfuse(attention):
     state = attention.state_dict()
     unfused = {name: state[name] for name in ("out_proj.weight", "out_proj.bias")}
@@ -810,77 +854,9 @@ with torch.no_grad():
 confirm(
     "part one's attention, ChatGLM's weights", torch.allclose(unfused, right, atol=5e-5)
 )
-
-# %% [markdown]
-# **3. Explain (8 minutes).** With unit branches, $\alpha = \sqrt{2N}$ leaves $1/e$ of the
-# embedding at every depth. What do $\alpha = (2N)^{1/4}$ and $\alpha = 2N$ leave as $N$
-# grows? And what does the fixed $\sqrt{56}$ leave in a model of 3 layers, and in one of
-# 280?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# By {eq}`eq-block-keep` the logarithm of the share is $-2N \ln(1 + \alpha^{-2})$, about
-# $-2N/\alpha^2$ when $\alpha$ is large. For $(2N)^{1/4}$ that is $-\sqrt{2N}$: the share
-# goes to zero, though far more slowly than the $2^{-2N}$ of $\alpha = 1$. For
-# $2N$ it is $-1/(2N)$: all of the embedding is left, and the branches hardly count. Only
-# $\alpha^2$ proportional to $N$ keeps a share that is neither. Fixed at $\sqrt{56}$, 6
-# sublayers leave $(1 + 1/56)^{-6} = 90\%$: a small model that mostly repeats its
-# embedding. 560 leave $e^{-9.9}$, one part in 20,000.
-#
-# </details>
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def share_left(alpha_squared, num_sublayers):
-    return (1 + 1 / alpha_squared) ** -num_sublayers
-
-
-print("sublayers   (2N)^(1/4)  (2N)^(1/2)          2N")
-for many in (6, 56, 560):
-    shares = (share_left(many**power, many) for power in (0.5, 1, 2))
-    print(f"{many:9}", *(f"{share:11.2g}" for share in shares))
-confirm("√56 and 6 sublayers: 90%", round(share_left(56, 6), 2) == 0.90)
-confirm("√56 and 560: one in 20,000", round(1 / share_left(56, 560), -3) == 20_000)
-
-# %% [markdown]
-# **4. Debug (8 minutes).** A colleague ports the block to float16. A test of one
-# sublayer, on normed input, passes. The whole stack of 28 returns NaN. Find the
-# mistake.
-
-
-# %%
-def wrong_block(sublayers, x, alpha):
-    for norm, branch in sublayers:
-        x = x * alpha + branch(norm(x))
-    return x
-
-
-matrices = (torch.randn(56, 64, 64) / 8).half()
-port = [(lambda x: F.layer_norm(x, (64,)), lambda n, W=W: n @ W) for W in matrices]
-normed = F.layer_norm(torch.randn(8, 64).half(), (64,))
-wanted = follow(CHATGLM, normed, port[:1], ALPHA)[-1]
-found = wrong_block(port[:1], normed, ALPHA)
-confirm("the test passes", torch.allclose(found, wanted, atol=0.05))
-confirm("the stack gives NaN", wrong_block(port, normed, ALPHA).isnan().any())
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# alpha multiplies x, not norm(x): 7.5 times as large with every sublayer, until float16
-# ends at 65504. The test was blind because a fresh norm of a normed vector is the
-# vector. Test with an input that is not normed, and more than one sublayer.
-def cured_block(sublayers, x, alpha):
-    for norm, branch in sublayers:
-        normed = norm(x)
-        x = normed * alpha + branch(normed)
-    return x
-
-
-stacks = [wrong_block(port[:k], normed, ALPHA) for k in range(5)]
-growth = [b.float().norm() / a.float().norm() for a, b in pairwise(stacks)]
-confirm("7 to 8 times with every sublayer", 7 < min(growth) < max(growth) < 8)
-cured = cured_block(port, normed, ALPHA)
-confirm("all finite", cured.isfinite().all())
-confirm("and of RMS near 7.5", abs(cured.float().square().mean().sqrt() - 7.5) < 0.2)
+mine = exercises["split_fused"].solution(second.attention.qkv_proj(n), 4)
+package = second.attention.split_heads(second.attention.qkv_proj(n))
+confirm("the cut is the package's", all(map(torch.equal, mine, package)))
 
 # %% [markdown]
 # ## What to remember

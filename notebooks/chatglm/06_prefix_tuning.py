@@ -423,7 +423,7 @@ confirm("as numbers at the input, 56 times fewer", count(table) == 56 * P * D)
 #
 # The projection turns the proportion round: 957 million numbers to make 29 million.
 # It is there to ease training. Afterwards its output can be stored, as a table, and the
-# network thrown away (exercise 1).
+# network thrown away (the first exercise).
 #
 # ## Teach it something
 #
@@ -814,47 +814,48 @@ with torch.no_grad():
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Write `fold(encoder)`: it takes a `PrefixEncoder` with
-# projection and returns one without, with the same output. Check it for two rows, and
-# compare the sizes.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("a_zero_prefix", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.prefix_tuning import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-@torch.no_grad()
-def fold(encoder):
-    layers, _, heads, width = encoder.sizes
-    table = encoder.trans(encoder.embedding.weight)  # no dropout: that comes after
-    folded = PrefixEncoder(len(table), layers, heads, width, projection=False)
-    folded.embedding.weight.copy_(table)
-    return folded.eval()
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("fold_prefix")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("fold_prefix")
 
-big = PrefixEncoder(5, num_layers=3, num_heads=4, head_dim=8, projection=True).eval()
-small = fold(big)
-pairs = zip(big(2), small(2), strict=True)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# Folding brings an encoder of 3 layers down to its table. Fold it by calling the encoder
+# instead, while it is still in training mode, and one draw of dropout is frozen into the
+# table: a tenth of it zero, and the rest too large by 1 / 0.9.
+fold_prefix = exercises["fold_prefix"].solution
+big = PrefixEncoder(64, num_layers=3, num_heads=4, head_dim=8, projection=True)
+small = PrefixEncoder(64, num_layers=3, num_heads=4, head_dim=8, projection=False)
+with torch.no_grad():
+    table = fold_prefix(big.state_dict())
+    small.embedding.weight.copy_(table)
+    pairs = list(zip(big.eval()(2), small.eval()(2), strict=True))
+    in_training = torch.stack([torch.stack(pair) for pair in big.train()(1)])
 confirm(
     "the folded prefix is the same, in every layer",
-    all(torch.equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True)),
+    all(same(x, y) for a, b in pairs for x, y in zip(a, b, strict=True)),
 )
 print(f"{count(big):,} numbers folded into {count(small):,}")
+made = in_training[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1)  # (P, L * 2 * N * H)
+zeros = (made == 0).float().mean()
+confirm("in training, about a tenth is exactly zero", 0.08 < zeros < 0.12)
+confirm("the rest is too large", same(made[made != 0] * 0.9, table[made != 0]))
 
-# %% [markdown]
-# **2. Explain (8 minutes).** A prefix of one token has key zero and value zero. Someone
-# says that it does nothing. Write down the output of a head that sees it. When does it
-# matter, and which sentence about softmax in {ref}`ch-attention` does it repair?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Its score is 0, so $e^0 = 1$ is added to the sum under the fraction line, and $o_P = 0$.
-# By {eq}`eq-prefix-gate`, $o = (1 - \lambda)\, o_T$ with
-# $\lambda = 1 / (1 + \sum_s e^{x_s})$. If some token scores high, $\lambda$ is near 0 and
-# nothing happens. If *all* tokens score far below zero, $\lambda$ is near 1 and the head
-# hands over almost nothing. So this prefix gives a head what a softmax denies it: to say
-# *nothing of interest here*.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("a_zero_prefix")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("a_zero_prefix")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 low = torch.tensor([-9.0, -8.0, -10.0], dtype=F64)
 lam = 1 / (1 + low.exp().sum())
 with_zero = torch.cat((torch.zeros(1, dtype=F64), low)).softmax(0)[1:]
@@ -863,55 +864,20 @@ confirm(
     torch.allclose(with_zero, (1 - lam) * low.softmax(0)),
 )
 confirm("and together come to less than 0.001", with_zero.sum() < 0.001)
+high = torch.tensor([9.0, -8.0, -10.0], dtype=F64)
+confirm("one high score, and lambda is near 0", 1 / (1 + high.exp().sum()) < 0.001)
 
-# %% [markdown]
-# **3. Implement (6 minutes).** Write `gate(prefix_scores, token_scores)`, the mass
-# $\lambda$, so that it is right for scores near 1000 too. In float32 $e^{89}$ is
-# infinite already.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("prefix_gate")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("prefix_gate")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def gate(prefix_scores, token_scores):
-    # Each logsumexp subtracts its own maximum; the sigmoid sees the difference only.
-    return torch.sigmoid(prefix_scores.logsumexp(0) - token_scores.logsumexp(0))
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("attend_behind_prefix")
 
-
-few, many = torch.tensor([1000.0, 999.0]), torch.tensor([1001.0, 998.0, 1000.0])
-shares = torch.cat((few, many)).softmax(0)
-# Near 1000 the numbers of float32 are 0.00006 apart.
-confirm("scores near 1000", (gate(few, many) - shares[:2].sum()).abs() < 0.001)
-naive = few.exp().sum() / (few.exp().sum() + many.exp().sum())
-confirm("the fraction as written gives NaN", naive.isnan())
-
-# %% [markdown]
-# **4. Debug (8 minutes).** A colleague folds projected prefixes too, by calling the
-# encoder. It runs, the shapes are right, and no folded prefix answers quite as its
-# original did. Find the mistake. (Count the zeros.)
-
-
-# %%
-@torch.no_grad()
-def wrong_fold(model):
-    encoder = model.prefix_encoder
-    made = torch.stack([torch.stack(pair) for pair in encoder(1)])  # (L, 2, 1, N, P, H)
-    return made[:, :, 0].permute(3, 0, 1, 2, 4).flatten(1)
-
-
-trained_just_now = with_prefix(base, prefix_len=64, projection=True).train()
-table = wrong_fold(trained_just_now)
-print("shape", tuple(table.shape))
-zeros = (table == 0).float().mean()
-confirm("about a tenth of the numbers are exactly zero", 0.08 < zeros < 0.12)
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# The model comes from training and is still in training mode. Dropout belongs to the
-# encoder's forward pass: one draw of it is now frozen into the table, a tenth of it
-# zero and the rest too large by 1 / 0.9.
-right = wrong_fold(trained_just_now.eval())
-confirm("after eval() no number is zero", not (right == 0).any())
-kept = table != 0
-confirm("the rest was too large", same(table[kept] * 0.9, right[kept]))
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("attend_behind_prefix")
 
 # %% [markdown]
 # ## What to remember

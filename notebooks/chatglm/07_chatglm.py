@@ -787,10 +787,10 @@ for name, given in breaks.items():
 # pieces of the answer stand at the same spot, and their order is lost. A place that
 # counts on brings it back, and at the end of a text it is hardly wrong.
 #
-# The causal mask moves the surprise by less than 0.05, at either blank: it hides nothing
-# from the answer, only the context from itself (exercise 3), and this model's answers do
-# not live on what the context sees ahead. An error that no loss shows is the worst kind.
-# The original's numbers, on the ladder above, find it:
+# The causal mask moves the surprise by less than 0.05, at either blank: it hides
+# nothing from the answer, only the context from itself (an exercise below), and this
+# model's answers do not live on what the context sees ahead. An error that no loss
+# shows is the worst kind. The original's numbers, on the ladder above, find it:
 
 # %%
 confirm(
@@ -856,7 +856,7 @@ for name, tested in (("before", beginner), ("after", small)):
 
 # %% [markdown]
 # This training made up for it: the branches grew until they were heard, $\alpha$ or not
-# ({ref}`ch-block`, exercise 1, says why they can).
+# ({ref}`ch-block`, in its exercises, says why they can).
 #
 # ## The 6B model by numbers
 #
@@ -956,13 +956,24 @@ _ = small.float()
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (12 minutes).** Somebody gives you four words for the blank, and wants to
-# know which the model prefers. Write `rank(blank, words)`, which returns the words and
-# the probabilities of these answers, `<eop>` included, the likeliest first, from one
-# forward pass over one padded batch. Check it against `likely_answers`.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("what_causal_hides", "a")`.
+
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.chatglm import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("answer_chances")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("answer_chances")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# With it, words can be ranked for a blank, in one forward pass over one padded batch.
+answer_chances = exercises["answer_chances"].solution
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def rank(blank, words):
     context = figures.context_of(tokenizer, blank)
     at = context.index(tokenizer.mask_id)
@@ -971,11 +982,9 @@ def rank(blank, words):
         for answer in map(tokenizer.encode_text, words)
     ]  # fmt: skip
     tokens, labels = pad_right(whole, tokenizer.pad_id)
-    asked = labels[:, 1:].masked_fill(labels[:, 1:] == tokenizer.sop_id, IGNORE)
-    chances = small(tokens)[:, :-1].log_softmax(-1)
-    chosen = chances.gather(-1, asked.clamp(min=0)[..., None])[..., 0]
-    total = chosen.masked_fill(asked == IGNORE, 0.0).sum(-1).exp().tolist()
-    return sorted(zip(words, total, strict=True), key=lambda pair: -pair[1])
+    labels = labels.masked_fill(labels == tokenizer.sop_id, IGNORE)
+    chances = answer_chances(small(tokens), labels).tolist()
+    return sorted(zip(words, chances, strict=True), key=lambda pair: -pair[1])
 
 
 blank = BLANKS[2]
@@ -983,33 +992,33 @@ wanted = {tokenizer.decode(a.ids): a.probability for a in figures.likely_answers
     small, figures.context_of(tokenizer, blank), tokenizer.eos_id, 0.01)}  # fmt: skip
 ranked = rank(blank, list(wanted))
 confirm(
-    "the same probabilities, in the same order",
+    "the same probabilities, in the same order, as the search for likely answers",
     [word for word, _ in ranked] == list(wanted)
     and all(math.isclose(p, wanted[word], rel_tol=1e-3) for word, p in ranked),
 )
 
-# %% [markdown]
-# **2. Debug (8 minutes).** A colleague has "corrected" one constant, for a model of 4
-# blocks, and now the surprise is up. You have two records of the same text, `right` and
-# `wrong`. Find the first part whose output differs, and what lies between it and the last
-# that agrees. Which constant was it?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("first_difference")
 
-# %% tags=["hide-cell"]
-# This cell makes the records. Run it without reading it.
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("first_difference")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# A colleague has "corrected" one constant, for a model of 4 blocks, and now the surprise
+# is up. Which one? Two records of the same text tell.
+first_difference = exercises["first_difference"].solution
 tokens = mask_rest(texts[0], 20, c.blank_ids, tokenizer.eos_id).tokens[None]
 right = record(small, tokens)
 with patch("annotated_src.models.chatglm.ALPHA", math.sqrt(2 * c.num_layers)):
     wrong = record(small, tokens)
     corrected = {k: surprise(small, asked) - losses[k] for k, asked in examples.items()}
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-order = [name for name in right if name.startswith(("embedding", "blocks.0."))]
-agrees = [torch.allclose(right[name], wrong[name]) for name in order]
-print("agree:  ", *(n for n, same in zip(order, agrees, strict=True) if same))
-print("differ: ", *(n for n, same in zip(order, agrees, strict=True) if not same))
+parts = list(right)
+first = first_difference(right, wrong, atol=1e-5)
+print("agree:  ", *parts[: parts.index(first)])
 confirm(
     "attention agrees, the norm behind it does not",
-    order[agrees.index(False)] == "blocks.0.ffn_norm",
+    first == "blocks.0.ffn_norm"
+    and parts[parts.index(first) - 1] == "blocks.0.attention",
 )
 # Between the two there is one line, x * ALPHA + attention. Alpha is the square root of
 # 56 in the original, whatever the depth, and a model must be run with the alpha that it
@@ -1018,22 +1027,13 @@ print(
     "the surprise rose by", *(f"{kind} {rise:.1f}" for kind, rise in corrected.items())
 )
 
-# %% [markdown]
-# **3. Explain (5 minutes).** Under the causal mask this model's answers are as good as
-# before. What exactly does the causal mask hide that the original's shows, and what would
-# a model have to have learnt for it to matter?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# To the answer it hides nothing: the whole context stands in front of it in either case.
-# What changes is the context itself, whose tokens no longer see those behind them. It
-# matters only to a model in which a word of the context is read differently for what
-# comes after it, and passes that on to the answer. Otherwise the answer asks each word
-# itself.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_causal_hides")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_causal_hides")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 row = examples["[MASK]"][0].tokens[None]
 contexts = context_lengths(row, c.blank_ids.sop)
 hidden = prefix_mask(contexts, row.shape[1]) & ~causal_mask(row.shape[1])
@@ -1042,15 +1042,23 @@ confirm(
     "in the context, all that is behind", hidden.sum() == contexts * (contexts - 1) / 2
 )
 
-# %% [markdown]
-# **4. Implement (8 minutes).** Your graphics card has 13 GB. Write `room(memory, bits)`:
-# how many tokens of cache fit beside the 6B model's weights? What does 4 bits bring you,
-# on this card and on one of 6 GB, given that the model was made for 2048 tokens?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("chatglm_bytes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("chatglm_bytes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# Your graphics card has 13 GB, or 6: how many tokens of cache fit beside the 6B model's
+# weights? It was made for 2048.
+chatglm_bytes = exercises["chatglm_bytes"].solution
+shape = SIX_B.vocab_size, SIX_B.embed_dim, SIX_B.num_layers
+for bits, total in zip(sizes.bits, sizes.totals, strict=True):
+    confirm(f"{bits:2} bits: what was built", chatglm_bytes(*shape, bits) == total)
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def room(memory, bits):
-    left = memory - sizes.totals[sizes.bits.index(bits)]
+    left = memory - chatglm_bytes(*shape, bits)
     return max(0, left) // (4 * SIX_B.num_layers * SIX_B.embed_dim)
 
 

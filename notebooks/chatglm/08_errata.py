@@ -40,8 +40,6 @@ ChatGLMMap("everything")
 import inspect
 import json
 import math
-import re
-from itertools import combinations
 
 import torch
 from transformers.models.llama import modeling_llama
@@ -750,18 +748,21 @@ print(f"largest logit: {largest:.0f}")
 #
 # ## Exercises
 #
-# **1. Implement (8 minutes).** Write `restore_commas(fragment)`. It gives B1's fragments
-# their commas back, by taking apart a run of digits that follows the opening bracket of
-# `transpose`, `permute` or `zeros`. Leave `view(10)` alone. Try all five on tensors.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("where_nan_spreads", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.errata import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def restore_commas(fragment):
-    run = r"(?<=transpose\()\d{2,}|(?<=permute\()\d{2,}|(?<=permute\(\[)\d{2,}"
-    run += r"|(?<=zeros\()\d{2,}"
-    return re.sub(run, lambda found: ", ".join(found[0]), fragment)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("restore_commas")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("restore_commas")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+restore_commas = exercises["restore_commas"].solution
 for fragment, tensor, shape in (
     ("x.transpose(01)", x3, (3, 2, 4)),
     ("x.transpose(12)", x3, (2, 4, 3)),
@@ -772,20 +773,14 @@ for fragment, tensor, shape in (
     mended = restore_commas(fragment)
     found = eval(mended, {"x": tensor, "torch": torch}).shape
     confirm(mended, found == shape)
-confirm("view(10) is left alone", restore_commas("x.view(10)") == "x.view(10)")
 
-# %% [markdown]
-# **2. Explain (8 minutes).** In C3, −∞ makes NaN of padding rows, and from there of real
-# tokens. But the real tokens give padding a weight of exactly 0. Why does it not stop
-# there? After which layer are the first real tokens spoilt: 1, 2 or 3? Find a mask that
-# keeps −∞ and cures it.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("where_nan_spreads")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# A weighted sum multiplies and adds, and 0 times NaN is NaN. In layer 1 only the outputs
-# of padding rows are NaN, so real tokens are sound. In layer 2 the values of padding are
-# NaN, and every row that sums over them is, with weight 0 too. So: after layer 2. The
-# cure: let each padding token see itself, as padded_causal_mask does for Llama. Its
-# outputs are then numbers, which nobody looks at.
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("where_nan_spreads")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 confirm("0 × NaN", (torch.tensor(0.0) * torch.nan).isnan())
 real = given.tokens != figures.PAD
 after = {}
@@ -798,27 +793,21 @@ for depth in (1, 2, 3):
 confirm("layer 1: padding only", torch.equal(after[1], ~real))
 confirm("layer 2: real tokens", (after[2] & real).any())
 itself = torch.eye(9, dtype=torch.bool)
+# As padded_causal_mask does for Llama:
 cured = figures.logits_if(poisoned, given._replace(mask=given.mask | itself), model)
 gap = (cured - given.logits)[real].abs().max()
 confirm("padding that sees itself: real tokens as the original's", gap < 1e-4)
 
-# %% [markdown]
-# **3. Debug (10 minutes).** A colleague pads prompts on the left, and finds that a short
-# question gets other logits in a batch than alone. "Its positions are off by the
-# padding", she says, and passes those that the tokenizer makes. The logits still
-# differ. What has she overlooked? And once that is mended: were the positions to blame
-# at all?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_padding_changes")
 
-# %%
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_padding_changes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 her_places = ids["batch_leftpad/tokenizer_position_ids"]
 hers = model(padded, positions=her_places)[1, -1]
-confirm("off by more than 1", (hers - alone).abs().max() > 1)
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# The mask. Read off the ids it lets everybody see the padding (C6). With the tokenizer's
-# mask, places that count the padding do no harm: all places of a row move by the same
-# number, the mask token's too, and a score sees differences of places only
-# (eq-rope2d-score). So, in float32, the positions were not to blame.
+confirm("with her positions: off by more than 1", (hers - alone).abs().max() > 1)
 hides = ~ids["batch_leftpad/tokenizer_attention_mask"]
 by_mask = model(padded, mask=hides)[1, -1]
 confirm("the mask alone is a cure", (by_mask - alone).abs().max() < 1e-4)
@@ -828,28 +817,37 @@ moved_by = ids["batch_leftpad/get_position_ids_2d"][1] - her_places[1]
 confirm("her places are the others less 4", (moved_by[0, pads[1] :] == 4).all())
 confirm("    and the steps are the same", (moved_by[1] == 0).all())
 
-# %% [markdown]
-# **4. Implement (8 minutes).** Which is the smallest set of inputs that tells every
-# misreading in {numref}`fig-errata-costs` that can be told? Search all sets. Then do it
-# again with a tolerance of 0.001. Which input do you now need, and why?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("places_of_batch")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("places_of_batch")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+places_of_batch = exercises["places_of_batch"].solution
+for name in ("batch_mixed", "batch_leftpad", "both_tokens"):
+    found = places_of_batch(ids[f"{name}/input_ids"], *model.config.blank_ids)
+    theirs = ids[f"{name}/get_position_ids_2d"][:, 0]
+    confirm(f"{name}: the places of the original", torch.equal(found, theirs))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("smallest_sets")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("smallest_sets")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def smallest_sets(tolerance):
-    tells = ~(costs.gaps <= tolerance)
-    goal = tells.any(dim=1)
-    for size in range(1, len(costs.cases) + 1):
-        sets = combinations(range(len(costs.cases)), size)
-        found = [s for s in sets if torch.equal(tells[:, list(s)].any(dim=1), goal)]
-        if found:
-            return [[costs.cases[c] for c in s] for s in found]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+def by_name(tolerance):
+    sets = exercises["smallest_sets"].solution(~(costs.gaps <= tolerance))
+    return [[costs.cases[column] for column in s] for s in sets]
 
 
 for tolerance in (1e-4, 1e-3):
-    print(f"to {tolerance}:", *smallest_sets(tolerance), sep="\n    ")
+    print(f"to {tolerance}:", *by_name(tolerance), sep="\n    ")
 # Both kinds of padding, and a row with both mask tokens. To 0.001, exact frequencies
 # pass on every short input, and only far positions tell.
-fine, coarse = smallest_sets(1e-4), smallest_sets(1e-3)
+fine, coarse = by_name(1e-4), by_name(1e-3)
 confirm("three inputs, then four", (len(fine[0]), len(coarse[0])) == (3, 4))
 confirm("far positions are needed", all("far positions" in s for s in coarse))
 

@@ -712,13 +712,106 @@ print(f"Gemma 7B: the root of 3072 is {root:.2f}, in bfloat16 {root.bfloat16():.
 # | head | own or tied | tied | own | tied |
 #
 # Then choose the nearest model, copy its file, and change those lines.
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# **1. Implement (20 minutes).** StableLM is a decoder that is not in this book. Its
-# `config.json` and its code say: Llama's wiring, names and SwiGLU; `LayerNorm` with
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("forgotten_factor", "a")`.
+
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.authoring import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("gemma_norm")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("gemma_norm")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("scaled_embedding")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("scaled_embedding")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("count_gemma")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("count_gemma")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+from dataclasses import astuple
+
+for name, kind in (("Gemma 2B", gemma.GEMMA_2B), ("Gemma 7B", gemma.GEMMA_7B)):
+    counted = exercises["count_gemma"].solution(*astuple(kind)[:7])
+    confirm(f"{name}: {counted:,}, as built", counted == sum(table[name]))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("forgotten_factor")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("forgotten_factor")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+theirs, ours = original("Gemma")
+loud, block = ours.embedding(tokens), ours.blocks[0]
+quiet = loud / 48**0.5
+confirm(
+    "the first norm gives the same to 1e-4",
+    torch.allclose(block.attention_norm(loud), block.attention_norm(quiet), atol=1e-4),
+)
+outputs = [block(x, lambda y: y, causal_mask(24)) for x in (loud, quiet)]
+alike = torch.nn.functional.cosine_similarity(*outputs, dim=-1)
+confirm("what leaves the block points elsewhere", alike.max() < 0.99)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("four_gigabytes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("four_gigabytes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+weights, held = sizes.totals * 0.5 / 1e9, 8192 * sizes.cached * 2 / 1e9
+for name, a, b in zip(sizes.names, weights.tolist(), held.tolist(), strict=True):
+    verdict = "fits" if a + b < 4 else "too much"
+    print(f"{name:15} {a:.1f} GB of weights, {b:.1f} GB of cache: {verdict}")
+fits = weights + held < 4
+confirm("TinyLlama and Gemma 2B fit", fits.tolist() == [True, True] + 3 * [False])
+confirm("Phi-2 and ChatGLM-6B fail by the cache", (weights[[3, 4]] < 4).all())
+confirm("which weighs more than the weights", (held > weights)[[3, 4]].all())
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("turn_part")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("turn_part")
+
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+def wrong_frequencies(config):
+    everything = rope_frequencies(config.head_dim, config.rope_base)
+    return everything[: config.rotary_dim // 2]
+
+
+theirs, ours = original("Phi", rope_parameters=rope)
+expected = theirs(tokens).logits
+for mistaken in (True, False):
+    frequencies = wrong_frequencies(ours.config) if mistaken else ours.frequencies()
+    model = copy.deepcopy(ours)
+    model.frequencies = lambda found=frequencies: found
+    for count in (1, 24):
+        apart = (model(tokens[:, :count]) - expected[:, :count]).abs().max()
+        right = (apart < 1e-4).item()
+        print("cut off:" if mistaken else "mended: ", f"{count:2} tokens", right)
+        confirm("   as expected", right != (mistaken and count == 24))
+
+# %% [markdown]
+# **And one without `check` (20 minutes): author a decoder.** StableLM is not in this book.
+# Its `config.json` and its code say: Llama's wiring, names and SwiGLU; `LayerNorm` with
 # biases (`layer_norm_eps`); a quarter of each head turns; no other biases; a head of its
-# own. Author it, load `stable` below, and meet its logits.
+# own. Write it, load `stable` below, and meet its logits: they say whether you are right.
 
 # %%
 torch.manual_seed(6)
@@ -739,7 +832,7 @@ c = stable.config
 print(c.hidden_size // c.num_attention_heads, "features a head, eps", c.layer_norm_eps)
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 class StableLM(llama.Llama):  # in the package it would be a file of its own
     def __init__(self, config):
         super().__init__(config)
@@ -762,80 +855,6 @@ with TemporaryDirectory() as folder:
     kind = read_json(Path(folder) / "config.json")["model_type"]
 apart = (mine(tokens) - stable(tokens).logits).abs().max()
 confirm(f"a {kind} in a dozen lines, within 1e-4 of the original", apart < 1e-4)
-
-# %% [markdown]
-# **2. Explain (5 minutes).** Someone forgets the factor $\sqrt D$, and finds that the
-# first block's attention weights are still right to four digits. Chance, or a law? And
-# why is what leaves the first block wrong all the same?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# A law, up to $\varepsilon$: attention reads $\operatorname{norm}(x)$, and a norm
-# divides any factor out. But the block *adds* its output to $x$, and $x$ is $\sqrt D$
-# times too small beside it. So the token's own vector is drowned out, and the second
-# norm reads another direction.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-theirs, ours = original("Gemma")
-loud, block = ours.embedding(tokens), ours.blocks[0]
-quiet = loud / 48**0.5
-confirm(
-    "the first norm gives the same to 1e-4",
-    torch.allclose(block.attention_norm(loud), block.attention_norm(quiet), atol=1e-4),
-)
-outputs = [block(x, lambda y: y, causal_mask(24)) for x in (loud, quiet)]
-alike = torch.nn.functional.cosine_similarity(*outputs, dim=-1)
-confirm("what leaves the block points elsewhere", alike.max() < 0.99)
-
-# %% [markdown]
-# **3. Debug (10 minutes).** This Phi passes a test with a single token. With a text it
-# is wrong. What is the mistake in `wrong_frequencies`, and why could the test not see it?
-
-
-# %%
-def wrong_frequencies(config):
-    everything = rope_frequencies(config.head_dim, config.rope_base)
-    return everything[: config.rotary_dim // 2]
-
-
-theirs, ours = original("Phi", rope_parameters=rope)
-expected = theirs(tokens).logits
-ours.frequencies = lambda: wrong_frequencies(ours.config)
-for count in (1, 24):
-    apart = (ours(tokens[:, :count]) - expected[:, :count]).abs().max()
-    print(f"{count:2} tokens:", "right" if apart < 1e-4 else "wrong")
-
-# %% [markdown]
-# <details class="solution"><summary>Solution</summary>
-#
-# The exponents must be divided by `rotary_dim`, not by `head_dim`: the pairs that turn
-# share the whole range of frequencies among them, as if the head were that small. The
-# first pair turns by 1 in both, and at position 0 nothing turns at all, which is what
-# the test looked at. Test with positions far from 0.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-right = rope_frequencies(ours.config.rotary_dim, ours.config.rope_base)
-ours.frequencies = lambda: right
-confirm("divided by rotary_dim", (ours(tokens) - expected).abs().max() < 1e-4)
-
-# %% [markdown]
-# **4. Implement (10 minutes).** A phone lends you 4 GB. Which of the five models fit
-# with weights at half a byte and a cache of 8192 tokens at two bytes a number? Which
-# fail although their weights alone would fit? (Half a byte is the ideal;
-# {ref}`ch-quantizing` counts what comes on top.)
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-weights, held = sizes.totals * 0.5 / 1e9, 8192 * sizes.cached * 2 / 1e9
-for name, a, b in zip(sizes.names, weights.tolist(), held.tolist(), strict=True):
-    verdict = "fits" if a + b < 4 else "too much"
-    print(f"{name:15} {a:.1f} GB of weights, {b:.1f} GB of cache: {verdict}")
-fits = weights + held < 4
-confirm("TinyLlama and Gemma 2B fit", fits.tolist() == [True, True] + 3 * [False])
-confirm("Phi-2 and ChatGLM-6B fail by the cache", (weights[[3, 4]] < 4).all())
 
 # %% [markdown]
 # ## What to remember

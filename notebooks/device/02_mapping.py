@@ -688,19 +688,24 @@ confirm("head 1 asks its own query for another head's values", names[k[0]] == "v
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Write `reorder(fused, num_heads, num_kv_heads, head_dim,
-# written, read)`, which gives a fused matrix the rows of another layout. Check it on
-# GPT-NeoX's matrix from above: made plain, its product falls into three by `chunk`.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("values_too", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.mapping import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def reorder(fused, num_heads, num_kv_heads, head_dim, written, read):
-    parts = split_qkv(fused, num_heads, num_kv_heads, head_dim, written)
-    return join_qkv(*parts, head_dim, read)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("split_qkv")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("split_qkv")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# GPT-NeoX's matrix, made plain: its product falls into three by `chunk`.
 _, fused, theirs_qkv = cases["GPT-NeoX"]
-plain = reorder(fused, N, N, H, "per head", "plain")
+parts = exercises["split_qkv"].solution(fused, N, N, H, "per head")
+plain = join_qkv(*parts, H, "plain")
 confirm(
     "three chunks are GPT-NeoX's queries, keys and values",
     all(
@@ -709,51 +714,29 @@ confirm(
     ),
 )
 
-# %% [markdown]
-# **2. Implement (15 minutes).** You find a fused matrix, and no word on its layout; but
-# you can run the original's attention once and record its *keys*. Write
-# `find_layouts(fused, hidden, keys, num_heads)`, which returns all layouts that explain
-# them. Try it on the three layers of the ladder.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("find_layouts")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("find_layouts")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def find_layouts(fused, hidden, keys, num_heads):
-    num_kv_heads, head_dim = keys.shape[1], keys.shape[-1]
-    found = []
-    for layout in ("plain", "per group", "per head"):
-        if layout == "per head" and num_heads != num_kv_heads:
-            continue
-        _, part, _ = split_qkv(fused, num_heads, num_kv_heads, head_dim, layout)
-        made = (hidden @ part.T).unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        if torch.allclose(made, keys, atol=1e-6):
-            found.append(layout)
-    return found
-
-
-answers = [find_layouts(fused, hidden, qkv[1], N) for _, fused, qkv in cases.values()]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# The three layers of the ladder.
+find = exercises["find_layouts"].solution
+answers = [find(fused, hidden, qkv[1], N) for _, fused, qkv in cases.values()]
 print(answers)
 confirm(
     "with a key for each query, per group and per head are one",
     answers == [["per group", "per head"], ["plain"], ["per group"]],
 )
 
-# %% [markdown]
-# **3. Explain (5 minutes).** {py:func}`annotated_src.originals.turn_meta_rows` leaves
-# `v_proj` alone. Suppose somebody applies $P$ to the rows of every head of $W_v$ too.
-# Which other matrix could be changed so that the model stays the same? And could one
-# permute the rows of $W_q$ and $W_k$ by *any* permutation, if RoPE were not there?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The features of a value go, weighted and summed, into `out_proj`: permute its columns,
-# head by head, in the same way. Without RoPE, any permutation (indeed any rotation) of a
-# head's features, the same for queries and keys, leaves the scores as they are. RoPE
-# breaks that freedom: which feature stands where decides its partner and its frequency.
-# The cell shows the first.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("values_too")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("values_too")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 state = ours.state_dict()
 value, out = (f"blocks.0.attention.{x}_proj.weight" for x in ("v", "out"))
 rows = {value: rows_to_half_split(state[value], num_heads=2)}
@@ -762,25 +745,14 @@ one, both = (functional_call(ours, x, (tokens,)) for x in (rows, rows | columns)
 confirm("only values moved: another model", not torch.allclose(one, wanted, atol=1e-4))
 confirm("out_proj's columns too: the same", torch.allclose(both, wanted, atol=1e-5))
 
-# %% [markdown]
-# **4. Debug (10 minutes).** A colleague needs no table: "for each of our tensors, take
-# the next one of theirs that has the same shape and is not used yet". With the
-# `state_dict` of a transformers Llama it gives the right model. With the file that this
-# same model saved, it loads as smoothly, and the logits are wrong. Write it, with a
-# Llama of 12 layers, and say which tensors went astray, and why.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# In a `state_dict` the tensors stand in the order in which the modules were made, and
-# both authors happened to make them alike. A safetensors file is sorted by name
-# ({ref}`ch-checkpoint`): layer 10 comes before layer 2, so from layer 2 on each layer is
-# another one. Within a layer `o_proj` comes before `q_proj`, and the head before the
-# embedding: equal shapes, swapped. In all $10 \cdot 9 + 2 \cdot 2 + 2 = 96$ of 111.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("no_table")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("no_table")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 def pair_by_shape(model, stored):
     left, pairs = dict(stored), {}
     for name, tensor in model.state_dict().items():
@@ -803,6 +775,25 @@ confirm("in the order of modules, every pair is right", in_order == right_pairs)
 confirm("in the order of the file, 96 of 111 are wrong", len(astray) == 96)
 early = {n.split(".")[3] for n in astray if n.startswith(("blocks.0.", "blocks.1."))}
 confirm("in the first two layers only q and out", early == {"q_proj", "out_proj"})
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("move_meta_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("move_meta_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# The Meta files of the chapter: 4 query heads of 10 rows share 2 of keys.
+name = "blocks.0.attention.{}_proj.weight"
+stored_rows = dict(rename(stored.items(), names_by_layer(ours, META_LLAMA_NAMES)))
+meta_rows = [stored_rows[name.format(x)] for x in "qkv"]
+moved = exercises["move_meta_rows"].solution(*meta_rows, 4, 2)
+confirm(
+    "moved, they are Hugging Face's rows",
+    all(
+        torch.equal(m, state[name.format(x)]) for m, x in zip(moved, "qkv", strict=True)
+    ),
+)
 
 # %% [markdown]
 # ## What to remember

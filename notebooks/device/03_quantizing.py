@@ -145,7 +145,7 @@ show(quantize_groups, dequantize_groups)
 # Four choices are in these lines.
 #
 # - **Symmetric.** Zero is a level, and no offset is stored. A matrix of weights lies
-#   evenly around 0; exercise 2 tries an offset.
+#   evenly around 0; an exercise tries an offset.
 # - **A scale for each row, not for the matrix.** A row makes one output, so its scale
 #   can wait until the sum is there. Rows are told apart for four bytes each.
 # - **All levels.** $L = 7.5$ and not 7: the step is smaller, by 7 % at four bits.
@@ -301,7 +301,7 @@ for bits, group in ((8, 576), (4, 576), (4, 64), (4, 32), (4, 8)):
     confirm("as the formula says", stored == 1536 * 576 * (bits / 8 + 4 / group))
 
 # %% [markdown]
-# (Scales in half would be 4.5 bits: exercise 1.) The layer keeps the integers, and makes
+# (Scales in half would be 4.5 bits: an exercise.) The layer keeps the integers, and makes
 # weights of them each time that it is asked:
 
 # %%
@@ -465,7 +465,7 @@ confirm(
 # - The second: 3.0 times, not 8. The scales take a fifth of what is left of the blocks,
 #   and the embedding, untouched, is more than all of that. A small model is mostly
 #   vocabulary. (Converters for devices round the embedding too, {ref}`ch-exporting`:
-#   a lookup does not care, and the tied head pays. Exercise 3.)
+#   a lookup does not care, and the tied head pays; see the exercises.)
 # - Four bits are not half as good as eight: they cost a hundred times the KL. Each bit is
 #   a quarter of the noise power, and $4^4 = 256$.
 # - Smaller groups help, and soon cost more than they bring. With groups of 8 you pay for
@@ -672,40 +672,63 @@ for name, model in (("right", fours_model), ("swapped", swapped)):
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Store the scales of int4 in half: round each scale
-# first, then the weights by the rounded scale. How many bits a weight is that with groups
-# of 32, and how many dB does it cost on `matrix`?
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("what_an_offset_buys", "a")`.
+
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.quantizing import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("round_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("round_rows")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("round_groups")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("round_groups")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+integers, scale = exercises["round_groups"].solution(matrix, 32)
+lost = decibels(matrix, wide) - decibels(
+    matrix, dequantize_groups(integers, scale.float())
+)
+stored = pack_int4(integers).nbytes + scale.nbytes
+print(f"{8 * stored / matrix.numel()} bits a weight")
+confirm("scales in half cost less than 0.01 dB", abs(lost) < 0.01)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("read_int4")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("read_int4")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+packed = pack_int4(integers)
+again = exercises["read_int4"].solution(packed, scale)
+confirm(
+    "read_int4 = unpack and dequantise",
+    torch.equal(again, dequantize_groups(unpack_int4(packed), scale.float())),
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_an_offset_buys")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_an_offset_buys")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def with_half_scales(weight, group_size):
-    parts = weight.unflatten(1, (-1, group_size))
-    scale = (parts.abs().amax(-1, keepdim=True) / 7.5).half().float()
-    integers = (parts / scale).round().clamp(-8, 7)
-    return (integers * scale).flatten(1)
-
-
-lost = decibels(matrix, wide) - decibels(matrix, with_half_scales(matrix, 32))
-print(f"{4 + 16 / 32} bits a weight")
-confirm("less than 0.01 dB", abs(lost) < 0.01)
-
-# %% [markdown]
-# Because the weights are rounded by the scale that is stored, its own rounding hardly
-# matters. llama.cpp's Q4_0 is just that: 18 bytes for 32 weights.
-#
-# **2. Implement (15 minutes).** Give each group an offset: the levels run from its
-# smallest to its largest weight (0 among them), $\hat w = s\,(q - z)$ with integers $q$
-# from 0 to 15 and $z$ of four bits. How many dB does it gain on `matrix` with groups of
-# 32, and with whole rows? What does it cost?
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 def asymmetric(weight, group_size):
+    """Levels from the smallest to the largest, 0 among them: s (q - z)."""
     parts = weight.unflatten(1, (-1, group_size))
     low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = (high - low) / 15
-    zero = (-low / scale).round()
+    zero = (-low / scale).round()  # of four bits, too
     integers = ((parts / scale).round() + zero).clamp(0, 15)
     return (scale * (integers - zero)).flatten(1)
 
@@ -721,67 +744,55 @@ for size in (32, 576):
     fresh = gain(torch.randn(1536, 576), size)
     confirm("nearly so for weights never rounded", abs(fresh - gains[size]) < 0.3)
 confirm("more in small groups", gains[32] > gains[576] > 0)
+# The file's Q4_1 has an offset too. It keeps the smallest weight itself, not an integer
+# z; so these levels are not the file's, and random weights gain as much.
 
-# %% [markdown]
-# 32 weights are seldom even around 0, many are. The offset costs few bits, but in the
-# integer product of {eq}`eq-quantizing-integers` it adds a term, $z$ times the sum of the
-# token's integers. Small groups are not multiplied as integers anyway; hence many int4
-# formats have one, and int8 rows have none. (The file's Q4_1 has an offset too. It keeps
-# the smallest weight itself, not an integer $z$; so these levels are not the file's, and
-# random weights gain as much.)
-#
-# **3. Implement (10 minutes).** Round SmolLM2's embedding, which is also its head, to
-# eight bits a weight, a scale for each row, and the blocks to `int8-weight-only`. How
-# large is the model then, and what is its KL?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_int8_leaves")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_int8_leaves")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 everything = copy.deepcopy(real)
 quantize_(everything, "int8-weight-only")
-table = everything.embedding.weight
+table, before = everything.embedding.weight, weight_bytes(everything)
 integers, scale = quantize_groups(table, 8)
-size = weight_bytes(everything) - table.nbytes + integers.nbytes + scale.nbytes
+size = before - table.nbytes + integers.nbytes + scale.nbytes
 table.copy_(dequantize_groups(integers, scale))
-logits = everything(tokens)
-both = grade(real(tokens), logits).mean_kl
-print(f"{size / 1e6:.0f} MB, {frontier.full * 1e6 / size:.1f} times smaller")
+both = grade(real(tokens), everything(tokens)).mean_kl
+for kept in (before, size):
+    print(f"{kept / 1e6:.0f} MB, {frontier.full * 1e6 / kept:.1f} times smaller")
+confirm("more than half of it was the embedding", table.nbytes > before / 2)
 confirm("KL below that of int8-dynamic", both < dynamic.grades.mean_kl)
 
-# %% [markdown]
-# At last nearly four times. A row of the table is one token's vector, so a scale for
-# each row costs nothing.
-#
-# **4. Debug (10 minutes).** A colleague's dynamic layer works in all his tests, which
-# have one token a batch. In a prefill its outputs are bad, and whatever stands *beside*
-# a token changes the token's output. Here it is. What is wrong?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("dynamic_product")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("dynamic_product")
 
-# %% tags=["hide-output"]
-def colleague(layer, x):
-    scale = x.abs().max() / 127.5
-    p = (x / scale).round().clamp(-128, 127).to(torch.int8)
-    sums = p.int() @ layer.integers.int().T
-    return sums * scale * layer.scale.T
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+colleague, mended = (
+    exercises["dynamic_product"].given,
+    exercises["dynamic_product"].solution,
+)
 down = real.get_submodule("blocks.11.ffn.down_proj")
 layer, x = DynamicLinear(down), given["x"]
-expected = down(x)[1:]
-alone = torch.cat([colleague(layer, token[None]) for token in x[1:]])
+stored, expected = (layer.integers, layer.scale), down(x)[1:]
+alone = torch.cat([colleague(token[None], *stored) for token in x[1:]])
 for name, found in (
-    ("ours", layer(x)[1:]),
+    ("mended", mended(x, *stored)[1:]),
     ("his, one token at a time", alone),
-    ("his, all at once", colleague(layer, x)[1:]),
+    ("his, all at once", colleague(x, *stored)[1:]),
 ):
     print(f"{name:25} {decibels(expected, found):6.1f} dB")
-confirm("alone it is ours", decibels(layer(x)[1:], alone) > 40)
-together = decibels(expected, colleague(layer, x)[1:])
+confirm("mended it is DynamicLinear", decibels(layer(x), mended(x, *stored)) > 40)
+confirm("alone his is, too", decibels(layer(x)[1:], alone) > 40)
+together = decibels(expected, colleague(x, *stored)[1:])
 confirm("together the first token drowns the rest", together < 1)
 
 # %% [markdown]
-# One scale for all tokens: the loudest sets it. With `dim=-1, keepdim=True` in the
-# maximum, a token is rounded as it would be alone. Test a batched layer against its rows.
-#
 # ## What to remember
 #
 # - To quantise is to choose a step and to count. The error is at most half a step, and

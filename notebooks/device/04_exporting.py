@@ -706,53 +706,45 @@ confirm("the first step is right, the next is not", errors[0] < 1e-4 < 0.1 < err
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Write {eq}`eq-exporting-write` without `write_tokens`,
-# without loops and without indexing, from `torch.where`, `arange` and a product or a
-# `gather`, so that it can be traced with a start that is a tensor. Check it against the
-# loops. What does it cost in a cache of 2048 places?
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("scores_of_all_tokens", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.exporting import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def write_where(stored, new, start):
-    offset = torch.arange(stored.shape[2]) - start
-    inside = (offset >= 0) & (offset < new.shape[2])
-    source = offset.clamp(0, new.shape[2] - 1)
-    return torch.where(inside[:, None], new.index_select(2, source), stored)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("write_at")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("write_at")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved = exercises["write_at"].solution
 confirm(
-    "where = the loops",
+    "with neighbours = the loops",
     all(
         torch.equal(
-            write_where(stored, new, torch.tensor(p)), write_in_loops(stored, new, p)
+            solved(stored, new, torch.arange(p, p + 3)),
+            write_in_loops(stored, new, p),
         )
         for p in range(5)
     ),
 )
-# It chooses for all S places, 2048 comparisons and copies to write one token.
 
-# %% [markdown]
-# **2. Implement (15 minutes).** A prompt of 30 tokens, and prefill reads 16. Nothing in
-# the file forbids a second prefill: positions are an argument. Write
-# `prefill_in_chunks(kv, prompt)` with the entry `prefill` as it is. Which prompts can
-# it not read, although the cache has room for them?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("prefill_calls")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("prefill_calls")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def prefill_in_chunks(kv, prompt):
-    for start in range(0, len(prompt), P):
-        chunk = prompt[start : start + P].int()
-        padded = nn.functional.pad(chunk, (0, P - len(chunk)))[None]
-        at = torch.arange(start, start + P, dtype=torch.int32)
-        kv = prefill(tokens=padded, input_pos=at, kv=kv)["kv"]
-    return kv
-
-
-kv = prefill_in_chunks(sample["kv"], text[:30])
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+kv = sample["kv"]
+for ids, places in exercises["prefill_calls"].solution(text[:30].tolist(), P, S):
+    tokens, at = torch.tensor([ids]).int(), torch.tensor(places).int()
+    kv = prefill(tokens=tokens, input_pos=at, kv=kv)["kv"]
 logits, _ = step(kv, text[30], 30)
 confirm("30 tokens in two prefills = the full pass", close(logits, full[30]))
-# The filling needs room as well: the last chunk must end within the S places. With
-# S = 64 all is well; with S = 60 a prompt of 50 would write up to place 63.
 shorter = make_entries(model, P, 60)["prefill"][0]
 kv = {name: part[:, :, :60] for name, part in sample["kv"].items()}
 try:
@@ -760,24 +752,33 @@ try:
     fits = True
 except (ValueError, IndexError):
     fits = False
-confirm("a chunk whose filling passes the end is refused", not fits)
-# That is torch. On a device, positions that somebody clips at the end of the cache move
-# the slice back until it fits, over the tokens before it, in silence (see ch-device).
+confirm("a call whose filling passes the end is refused", not fits)
 
-# %% [markdown]
-# **3. Debug (10 minutes).** Somebody's runner calls prefill with `input_pos` all zeros:
-# "the mask sorts it out later". The first place of the write is right, so every token
-# lands where it should. Which keys and values of which layers are wrong, and how?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Values of layer 0 are right: they know no position. Its keys are right but for the turn,
-# since all were turned by the angle of position 0, which is none. And each token saw
-# place 0 alone, so what leaves layer 0 is wrong, and with it everything in layer 1.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("scores_of_all_tokens")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("scores_of_all_tokens")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+scores = 64 * 49_152 * 4
+print(f"{scores / 1e6:.1f} MB of scores, {scores / 64 / 1e6:.1f} MB of them wanted")
+confirm(
+    "of the last layer's 7 products 5 would come back", products["prefill"] == 7 * L - 5
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("read_prompt")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("read_prompt")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+runner_task = exercises["read_prompt"]
+confirm("mended", close(runner_task.solution(model, text[:6], S), full[5]))
+confirm("before", not close(runner_task.given(model, text[:6], S), full[5]))
+confirm("two tokens hide it", close(runner_task.given(model, text[:2], S), full[1]))
+
 padded = torch.zeros(1, P, dtype=torch.int32)
 padded[0, :6] = text[:6]
 zeros = torch.zeros(P, dtype=torch.int32)
@@ -791,21 +792,6 @@ confirm("but for the turn they are", close(turned, right["k_0"]))
 confirm("layer 1: the values are wrong", not close(wrong["v_1"], right["v_1"]))
 
 # %% [markdown]
-# **4. Explain (5 minutes).** The runner gives the last token of the prompt to decode.
-# Suppose prefill returned the scores of all $P$ tokens instead. What would the call
-# compute more, and what would it bring back, for SmolLM2 with $P = 64$ and 49,152
-# scores a token?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The head for 64 tokens, the last layer's queries, attention and feed-forward network
-# for 64 tokens, and 64 × 49,152 × 4 bytes = 12.6 MB of scores copied out, of which one
-# row is wanted. What it saves is one decode call: one reading of the weights per
-# prompt. To pick the one row inside the program would need its number as a third
-# input; that is a fair design too.
-#
-# </details>
-#
 # ## What to remember
 #
 # - A device runs functions of fixed shapes. The cache goes in and comes out; positions

@@ -549,37 +549,100 @@ confirm("but right with a prompt of 16", wrong_place(whole, 60) == text[16:76])
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Greedy is not the only way to choose ({ref}`ch-sampling`).
-# Write `shares(logits, temperature, top_k)` in numpy, and check it against
-# {py:class}`annotated_src.sampler.Sample` on the runner's logits.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("room_to_be_safe", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.on_device import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def shares(logits, temperature, top_k):
-    scaled = logits / temperature
-    scaled[scaled < np.sort(scaled)[-top_k]] = -np.inf
-    exponentials = np.exp(scaled - scaled.max())
-    return exponentials / exponentials.sum()
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("top_shares")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("top_shares")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 logits = runner.read(list(b"Special "))
-by_numpy = shares(logits, 0.8, 5)
+by_numpy = exercises["top_shares"].solution(logits, 0.8, 5)
 reference = Sample(temperature=0.8, top_k=5).probabilities(
     torch.from_numpy(logits)[None], torch.tensor([list(b"Special ")])
 )
-confirm("the same shares", np.allclose(by_numpy, reference[0].numpy(), atol=1e-6))
+confirm("torch's shares", np.allclose(by_numpy, reference[0].numpy(), atol=1e-6))
 drawn = np.random.default_rng(0).choice(128, size=4, p=by_numpy / by_numpy.sum())
 confirm("drawn from the best five", {*drawn} <= {*np.argsort(logits)[-5:]})
 
-# %% [markdown]
-# **2. Implement (20 minutes).** {ref}`ch-exporting` read a long prompt by several
-# prefills, the last one filled up. Write `read_long(runner, tokens)` for the device so
-# that it can also read a prompt that nearly fills the cache, and check that it gives
-# `step`'s logits. What would the filled-up call do there? (Write 16 tokens from place 250 on, then with
-# places clipped at 255, and look.)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("winners_safe")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("winners_safe")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+strange = list(b"xyz")
+both = [edge_generate(path, strange, 200) for path in files.values()]
+parted = right_ones(*both)
+confirm("after `xyz` they part", parted < 200)
+story = strange + both[0][: parted + 1]
+ours, theirs = (r.logits(story, 3).astype(np.float64) for r in (runner, small))
+held = exercises["winners_safe"].solution(ours, theirs)
+confirm("there the winner was not safe", not held[parted])
+errors = np.abs(theirs - ours).max(axis=-1)
+usual = np.abs(small.logits(text, 12) - runner.logits(text, 12)).max(axis=-1)
+confirm("its error is one as everywhere", errors[parted] < usual.max())
+best, second = np.sort(ours[parted])[:-3:-1]
+confirm("but the two best were nearly even", best - second < errors[parted] / 2)
+# No bug, a near-tie. Both texts are nonsense, for the prompt is. From the first other
+# token on the two read different texts, and comparing them says nothing.
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("bytes_of_step")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("bytes_of_step")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+sizes = SMOLLM2.num_layers, SMOLLM2.num_kv_heads, SMOLLM2.head_dim
+matrices = figures.product_weights(SMOLLM2), figures.matrix_rows(SMOLLM2)
+for width in (1, 4):
+    moved = exercises["bytes_of_step"].solution(*matrices, width, *sizes, 2048, 40)
+    counted = figures.step_bytes(SMOLLM2, cache_len=2048, width=width).total
+    confirm(f"the bar of the figure, width {width}", moved == counted)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("room_to_be_safe")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("room_to_be_safe")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+large = figures.step_bytes(SMOLLM2, cache_len=8192, width=1)
+print(f"{large.attended / 1e6:.0f} MB, read four times and written three")
+confirm("2.6 GB", round(7 * large.attended / 1e9, 1) == 2.6)
+confirm("about 13 times the bytes", round(large.total / short.total) == 13)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("first_calls")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("first_calls")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+calls = exercises["first_calls"].solution(list(prompt), 16)
+empty = {name: np.zeros_like(array) for name, array in kv.items()}
+read = prefill(**calls["prefill"], **empty)
+first = decode(**calls["decode"], **read)["logits"][0, 0]
+confirm("the runner's logits, bit for bit", np.array_equal(first, by_hand[0]))
+refused = False
+try:
+    prefill(**{k: v.astype(np.int64) for k, v in calls["prefill"].items()}, **empty)
+except ValueError:
+    refused = True
+confirm("the interpreter refuses int64", refused)
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# And prompts longer than 16? Whole calls first, and what is left one by one, since a
+# last call that is filled up needs room for its filling.
 def read_long(runner, tokens):
     runner.reset()
     size, body = runner.prefill_len, tokens[:-1]
@@ -588,70 +651,29 @@ def read_long(runner, tokens):
         places = np.arange(runner.length, runner.length + size, dtype=np.int32)
         runner.kv = prefill(tokens=chunk, input_pos=places, **runner.kv)
         runner.length += size
-    for token in body[runner.length :]:  # what is left is less than a call
+    for token in body[runner.length :]:
         runner.step(token)
     return runner.step(tokens[-1])
 
 
-long = text[:50]
-expected = runner.logits(long)[-1]
-confirm("the same logits", np.allclose(read_long(runner, long), expected, atol=1e-4))
+expected = runner.logits(text[:50])[-1]
+confirm("50 tokens", np.allclose(read_long(runner, text[:50]), expected, atol=1e-4))
 
-runner.reset()
+# Without room: the table of angles has 256 rows, so asking for a 257th is an error. Clip
+# the places, and nobody complains: a slice that does not fit is moved until it does, and
+# overwrites what stood there.
 chunk, places = np.ones((1, 16), np.int32), np.arange(250, 266, dtype=np.int32)
 try:
-    prefill(tokens=chunk, input_pos=places, **runner.kv)
+    prefill(tokens=chunk, input_pos=places, **empty)
 except RuntimeError:
     print("places 250 to 265 are refused")
 clipped = np.minimum(places, 255)
-out = prefill(tokens=chunk, input_pos=clipped, **runner.kv)
+out = prefill(tokens=chunk, input_pos=clipped, **empty)
 written = np.flatnonzero(out["kv_k_0"][0, 0].any(axis=-1))
 print("clipped at 255, written are", written[0], "to", written[-1])
+confirm("ten places too early", written[0] == 240)
 
 # %% [markdown]
-# The table of angles has 256 rows, so asking for a 257th is an error. Clip the places,
-# and nobody complains: a slice that does not fit is moved until it does, and overwrites
-# what stood there. So the solution reads what is left one by one.
-#
-# **3. Explain (5 minutes).** A colleague exports with `--cache 8192`, "to be on the safe
-# side", and runs chats of 200 tokens with the book's runner. Estimate what it costs her
-# per token with SmolLM2 in int8, and say what you would do.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The cache is 32 times that of 256 places: 377 MB. A step reads it once and copies it
-# three times, 2.6 GB, beside 135 MB of weights: about 13 times the bytes of a file for
-# 256 places, whatever the length of the chat. Export for the longest chat that you allow,
-# or two files; and hand the cache over.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-large = figures.step_bytes(SMOLLM2, cache_len=8192, width=1)
-print(f"{large.attended / 1e6:.0f} MB, read four times and written three")
-confirm("2.6 GB", round(7 * large.attended / 1e9, 1) == 2.6)
-confirm("about 13 times the bytes", round(large.total / short.total) == 13)
-
-# %% [markdown]
-# **4. Debug (15 minutes).** "The int8 file is broken. With the prompt `Errors are never`
-# both files write the same, with `xyz` they part after some characters." Is it a bug?
-# Find the first place where they part, and decide by {eq}`eq-device-margin`.
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-strange = list(b"xyz")
-both = [edge_generate(path, strange, 200) for path in files.values()]
-parted = right_ones(*both)
-confirm("they part", parted < 200)
-story = strange + both[0][:parted]
-ours, theirs = (r.logits(story)[-1].astype(np.float64) for r in (runner, small))
-top = np.sort(ours)
-margin, off = top[-1] - top[-2], np.abs(ours - theirs).max()
-confirm("there the margin is below twice the error", margin <= 2 * off)
-
-# %% [markdown]
-# No bug: a near-tie. Both texts are nonsense, for the prompt is. From the first other
-# token on the two read different texts, and comparing them says nothing.
-#
 # ## What to remember
 #
 # - Inference is a loop around two calls, with arrays in and out. The runner needs numpy

@@ -527,36 +527,63 @@ confirm(
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (10 minutes).** A word of probability $p$ carries $-\log_2 p$ bits of
-# *surprise*. Write `surprise(text)`, a list of (word, bits) for all tokens but the first.
-# Check that the bits add up to `-score(text) / math.log(2)`; `log_probabilities` above is a
-# help. Which word of "The capital of France is banana" surprises most?
+# From here on each chapter ends with exercises, and they answer back. Write your
+# function in a cell of your own and give it to `check`; a question takes its name and a
+# letter: `check("rows_of_logits", "a")`. Here somebody tries an exercise of
+# {ref}`ch-heads` and meets a mistake that is well known:
+
+# %%
+from annotated_src.exercises import check
+from annotated_src.exercises.reading import chapter as exercises
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def surprise(text):
-    tokens = tokenizer.encode(text)
-    bits = -log_probabilities(model, tokens)[0] / math.log(2)
-    words = [tokenizer.decode([token]) for token in tokens[0, 1:].tolist()]
-    return list(zip(words, bits.tolist(), strict=True))
+def my_repeat_kv(x, times):
+    return x.repeat(1, times, 1, 1)
 
 
-found = surprise(text + " banana")
-for word, bits in found:
-    print(f"{word:10} {bits:3.0f} bits")
-total = sum(bits for _, bits in found)
-confirm("the bits add up", abs(total + score(text + " banana") / math.log(2)) < 1e-2)
-confirm("banana surprises most", max(found, key=lambda pair: pair[1])[0] == " banana")
+check(my_repeat_kv)
 
 # %% [markdown]
-# **2. Implement (10 minutes).** Multiple choice tests for language models are marked by
-# score. Write `choose(prompt, endings)`, which returns the ending that makes the text most
-# probable. Check it on the opposite of hot, with the endings cold, warm and banana.
+# You see the smallest input that shows the mistake, what was expected, and what came
+# instead; then, if many have believed the same before you, why, and where to read again.
+# Below each exercise wait two hints, one inside the other, and the solution. `progress()`
+# shows what you have solved: `from annotated_src.exercises import progress`. What each
+# exercise catches is proven on the page {doc}`/kill_matrix`.
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("surprises")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("surprises")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+tokens = tokenizer.encode(text + " banana")
+bits = exercises["surprises"].solution(model(tokens), tokens)[0]
+words = [tokenizer.decode([token]) for token in tokens[0, 1:].tolist()]
+for word, surprise in zip(words, bits.tolist(), strict=True):
+    print(f"{word:10} {surprise:3.0f} bits")
+total = -score(text + " banana") / math.log(2)
+confirm("the bits add up", abs(bits.sum() - total) < 1e-2)
+confirm("banana surprises most", words[bits.argmax()] == " banana")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("score_endings")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("score_endings")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 def choose(prompt, endings):
-    return max(endings, key=lambda ending: score(prompt + ending))
+    """Let the model take a multiple choice test, all endings in one batch."""
+    texts = [tokenizer.encode(prompt + ending)[0] for ending in endings]
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    prompt_length = tokenizer.encode(prompt).shape[1]
+    lengths = [len(ids) for ids in texts]
+    scores = exercises["score_endings"].solution(
+        model(ids), ids, prompt_length, lengths
+    )
+    return endings[scores.argmax()]
 
 
 confirm(
@@ -567,53 +594,44 @@ confirm(
     "the capital of France is Paris",
     choose(text, [" banana", " London", " Paris"]) == " Paris",
 )
-
-# %% [markdown]
-# **3. Debug (5 minutes).** A colleague complains: "Whatever I ask, your model says a
-# hyphen." Here is the code. What is wrong, and why is the answer always the same?
-
-# %%
-for prompt in ("The capital of France is", "The opposite of hot is", "The end"):
-    wrong_logits = model(tokenizer.encode(prompt))[:, 0]
-    print(repr(tokenizer.decode(wrong_logits.argmax(-1))))
-
-# %% [markdown]
-# <details class="solution"><summary>Solution</summary>
-#
-# `[:, 0]` is the guess after the *first* token. It has seen *The* and nothing else
-# (causality), and all three prompts begin with *The*. The guess for what comes next is
-# the last row, `[:, -1]`.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-firsts = [
-    model(tokenizer.encode(t))[0, 0] for t in ("The capital", "The opposite", "The end")
-]
+factors = torch.full((60,), 0.1)
 confirm(
-    "same first token, same first row", all(torch.equal(firsts[0], f) for f in firsts)
+    "sixty factors of a tenth are zero in float32, their logarithms add up",
+    factors.prod() == 0 and abs(factors.log().sum() - 60 * math.log(0.1)) < 1e-3,
 )
-last = model(tokenizer.encode("The opposite of hot is"))[:, -1]
-confirm("the last row says cold", tokenizer.decode(last.argmax(-1)) == " cold")
 
-# %% [markdown]
-# **4. Explain (5 minutes).** SmolLM2 can read 8192 tokens at once. How much memory do the
-# logits of such a text take in float32? Which rows are needed to write the next word, and
-# who needs the others?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# $8192 \cdot 49152 \cdot 4$ bytes are 1.6 GB, three times the model. Writing needs the
-# last row alone. Scoring and training need them all: training makes the right word's
-# probability larger after *every* token, so one call on a text of $T$ tokens gives
-# $T - 1$ lessons. (The keys and values of the other tokens are needed in any case.)
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("rows_of_logits")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("rows_of_logits")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 taken = 8192 * c.vocab_size * 4
 held = sum(weight.nbytes for weight in model.parameters())
 print(f"{taken / 1e9:.1f} GB, {taken / held:.0f} times the model")
+last = model(ids, last_logits_only=True)
+confirm("one row can be had alone", last.shape[1] == 1)
+confirm("it is the same", torch.allclose(last, model(ids)[:, -1:], atol=1e-3))
+alone = model(ids[:, -1:])
+confirm("the last token alone gives another", not torch.allclose(alone, last, atol=1))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("write_greedily")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("write_greedily")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+prompts = ("The capital of France is", "The opposite of hot is", "The end")
+first_rows = [model(tokenizer.encode(prompt))[0, 0] for prompt in prompts]
+print(*(repr(tokenizer.decode([row.argmax().item()])) for row in first_rows))
+confirm(
+    "same first token, same first row",
+    all(torch.allclose(first_rows[0], row, atol=1e-3) for row in first_rows),
+)
+last_row = model(tokenizer.encode(prompts[1]))[:, -1]
+confirm("the last row says cold", tokenizer.decode(last_row.argmax(-1)) == " cold")
 
 # %% [markdown]
 # ## What to remember

@@ -657,69 +657,85 @@ confirm("fewer than 2 numbers in 100 are right to 1%", close < 0.02)
 #
 # ## Exercises
 #
-# **1. Implement (8 minutes).** Some checkpoints (Phi-3, GLM-4) store gate and up as one
-# matrix of shape `(2F, D)`, gate on top. Write `packed_feed_forward(x, gate_up, down)`
-# with SiLU, using one product for both. Check it against `GatedFeedForward`, and
-# against transformers' `Phi3MLP` if you like.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("bilinear_layer", "a")`.
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.activations import chapter as exercises
+
+torch.set_default_dtype(torch.float32)  # as it was: the equations are checked
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("packed_feed_forward")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("packed_feed_forward")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 from transformers import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-
-def packed_feed_forward(x, gate_up, down):
-    gate, up = (x @ gate_up.T).chunk(2, dim=-1)  # (B, T, F) each
-    return (F.silu(gate) * up) @ down.T
-
-
-x = torch.randn(2, 3, 6)
+solved = exercises["packed_feed_forward"].solution
+x = torch.randn(2, 3, 6).double()
 gate, up, down = layer.state_dict().values()
-packed = packed_feed_forward(x, torch.cat((gate, up)), down)
+packed = solved(x, torch.cat((gate, up)), down)
 confirm("packed = GatedFeedForward", torch.allclose(packed, layer(x)))
-phi3 = Phi3MLP(Phi3Config(**sizes, pad_token_id=0)).requires_grad_(False)
-packed = packed_feed_forward(x, phi3.gate_up_proj.weight, phi3.down_proj.weight)
+phi3 = Phi3MLP(Phi3Config(**sizes, pad_token_id=0)).double().requires_grad_(False)
+packed = solved(x, phi3.gate_up_proj.weight, phi3.down_proj.weight)
 confirm("packed = Phi3MLP", torch.allclose(packed, phi3(x)))
 
-# %% [markdown]
-# **2. Implement (5 minutes).** Meta's rule for the width has two more knobs. Start from
-# `int(2 * (4 * embed_dim) / 3)`, multiply by a factor and cut to an integer, then round
-# up to a multiple. Write `llama_ffn_dim(embed_dim, multiple_of, multiplier=1.0)`. It
-# should give 11008 for 4096 and 256 (Llama-2-7B), 28672 for 8192, 4096 and 1.3
-# (Llama-2-70B), and 14336 for 4096, 1024 and 1.3 (Llama-3-8B).
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("llama_ffn_dim")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("llama_ffn_dim")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+ffn_dim = exercises["llama_ffn_dim"].solution
+confirm("Llama-2-7B", ffn_dim(4096, 256, 1.0) == LlamaConfig().intermediate_size)
+confirm("Llama-2-70B", ffn_dim(8192, 4096, 1.3) == 28672)
+confirm("Llama-3-8B", ffn_dim(4096, 1024, 1.3) == 14336)
+confirm("SmolLM2-135M", ffn_dim(576, 256, 1.0) == 1536)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("bilinear_layer")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("bilinear_layer")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+x = torch.randn(2, 3, 6).double()
+gate, up, down = layer.state_dict().values()
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def llama_ffn_dim(embed_dim, multiple_of, multiplier=1.0):
-    width = int(multiplier * int(2 * (4 * embed_dim) / 3))
-    return math.ceil(width / multiple_of) * multiple_of
+def bilinear(x, up=up):
+    return ((x @ gate.T) * (x @ up.T)) @ down.T
 
 
-confirm("Llama-2-7B", llama_ffn_dim(4096, 256) == LlamaConfig().intermediate_size)
-confirm("Llama-2-70B", llama_ffn_dim(8192, 4096, 1.3) == 28672)
-confirm("Llama-3-8B", llama_ffn_dim(4096, 1024, 1.3) == 14336)
-confirm("SmolLM2-135M", llama_ffn_dim(576, 256) == 1536)
+confirm(
+    "twice the input, four times the output",
+    torch.allclose(bilinear(2 * x), 4 * bilinear(x)),
+)
+confirm(
+    "with equal matrices too",
+    torch.allclose(bilinear(2 * x, gate), 4 * bilinear(x, gate)),
+)
+doubled = GatedFeedForward(6, 14, silu).double().requires_grad_(False)
+doubled.gate_proj.weight.copy_(torch.cat((gate, -gate)))
+doubled.up_proj.weight.copy_(torch.cat((up, up)))
+doubled.down_proj.weight.copy_(torch.cat((down, -down), dim=1))
+confirm(
+    "SwiGLU with twice the units is the same", torch.allclose(doubled(x), bilinear(x))
+)
 
-# %% [markdown]
-# **3. Explain (5 minutes).** Shazeer also tried a gated layer without any bend:
-# $W_{\text{down}}\,(W_{\text{gate}}\,x \odot W_{\text{up}}\,x)$, "bilinear". Every part
-# of it is linear. Does it collapse to one matrix, as {eq}`eq-activations-collapse`
-# does?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# No. Each factor is linear in $x$, but their product is quadratic: double $x$ and the
-# output grows fourfold, which no matrix does. The gate is a bend of its own. By
-# {eq}`eq-activations-product`, a SwiGLU layer can imitate a bilinear one exactly, with
-# twice the units.
-#
-# </details>
-#
-# **4. Debug (8 minutes).** A colleague's port should use the exact GELU. You compare it
-# with `gelu_exact` on a fine grid: the largest difference is 0.0203, at $x = \pm2.27$.
-# What did they type? Find it among the functions of this chapter, and say why it is not
-# the tanh approximation.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("exact_gelu")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("exact_gelu")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 for suspect in (gelu_tanh, quick_gelu, silu):
     gap = (suspect(grid) - gelu_exact(grid)).abs()
     at = grid[gap.argmax()].item()

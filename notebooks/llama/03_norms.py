@@ -793,105 +793,110 @@ confirm("the first token is the same in both, to one per cent", first_agree)
 #
 # ## Exercises
 #
-# **1. Implement (15 minutes).** Suppose a device has float16 and nothing else. Write
-# `rms_norm_in_half(x, weight, eps)` that stays in float16 and still works for vectors
-# of size 1000. Hint: {eq}`eq-norms-rescale`, with an $a$ that you choose per vector.
-# Check it against `RMSNorm` on vectors of sizes 0.01, 1, 100 and 5000, to within one
-# per cent.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("norm_of_two_numbers", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.norms import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def rms_norm_in_half(x, weight, eps):
-    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-4)
-    small = x / largest  # all between -1 and 1, so no square overflows
-    mean_square = small.square().mean(dim=-1, keepdim=True)
-    return weight * (small * torch.rsqrt(mean_square + eps / largest / largest))
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("rms_norm")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("rms_norm")
 
-torch.manual_seed(0)
-x = (torch.randn(4, 64) * torch.tensor([0.01, 1.0, 100.0, 5000.0])[:, None]).half()
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("rms_norm_in_half")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("rms_norm_in_half")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+sizes = torch.tensor([0.0003, 0.01, 1.0, 100.0, 5000.0])[:, None]
+x = (sizes * torch.randn(1, 5, 64, generator=generator)).half()
 norm = RMSNorm(64, 1e-5).half().requires_grad_(False)
-norm.weight.uniform_(0.5, 1.5)
-mine = rms_norm_in_half(x, norm.weight, 1e-5)
+norm.weight.copy_(0.5 + torch.rand(64, generator=generator))
+mine = exercises["rms_norm_in_half"].solution(x, norm.weight, 1e-5)
 confirm("it never leaves float16", mine.dtype == torch.float16)
 confirm(
     "the solution agrees with RMSNorm",
     torch.allclose(mine, norm(x), rtol=1e-2, atol=1e-3),
 )
 
-# %% [markdown]
-# **2. Implement (10 minutes).** A gain followed by a matrix is one matrix. Write
-# `fold_gain(norm, linear)` that returns a new `nn.Linear` such that
-# `folded(plain(x))` equals `linear(norm(x))`, where `plain` is an RMSNorm with gain 1.
-# Check it with `D = 24`, an output width of 10, a bias, and a gain that is not one.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("fold_norm")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("fold_norm")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def fold_gain(norm, linear):
-    folded = nn.Linear(linear.in_features, linear.out_features)
-    with torch.no_grad():
-        folded.weight.copy_(linear.weight * norm.weight)  # scales the columns
-        folded.bias.copy_(linear.bias)
-    return folded
-
-
-torch.manual_seed(0)
-norm, plain, linear = RMSNorm(24, 1e-5), RMSNorm(24, 1e-5), nn.Linear(24, 10)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+norm, linear = RMSNorm(24, 1e-5), nn.Linear(24, 10)
+plain, folded = RMSNorm(24, 1e-5), nn.Linear(24, 10)
+x = torch.randn(2, 5, 24, generator=generator)
 with torch.no_grad():
     norm.weight.uniform_(-1.5, 1.5)
-x = torch.randn(2, 5, 24)
-same = torch.allclose(fold_gain(norm, linear)(plain(x)), linear(norm(x)), atol=1e-5)
-confirm("the gain can move into the matrix", same)
+    weight, bias = exercises["fold_norm"].solution(
+        norm.weight, torch.zeros(24), linear.weight, linear.bias
+    )
+    folded.weight.copy_(weight)
+    folded.bias.copy_(bias)
+    same = torch.allclose(folded(plain(x)), linear(norm(x)), atol=1e-5)
+confirm("an RMSNorm's gain can move into the matrix", same)
+confirm("and the bias stays", torch.equal(folded.bias, linear.bias))
 
-# %% [markdown]
-# **3. Debug (10 minutes).** A colleague writes the norm below. It runs, shapes are
-# right, training loss is *lower* than yours, and generated text is nonsense. What is
-# wrong, and which test that changes one token finds it?
-#
-# ```python
-# def norm(x, weight, eps):  # x is (B, T, D)
-#     return weight * x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
-# ```
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("norm_of_two_numbers")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# dim=1 averages over the tokens, later ones included. In training the norm of a token
-# leaks what comes after it; in generation nothing comes after it, and the leak is gone.
-torch.manual_seed(0)
-x = torch.randn(2, 6, 16)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("norm_of_two_numbers")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+pairs = 10 * torch.randn(1000, 2, dtype=torch.float64, generator=generator)
+ends = torch.nn.functional.layer_norm(pairs, (2,), eps=0.0)
+side = (pairs[:, :1] - pairs[:, 1:]).sign()
+confirm(
+    "LayerNorm tells which is larger",
+    torch.allclose(ends, side * torch.tensor([1.0, -1.0])),
+)
+ends = torch.nn.functional.layer_norm(torch.full((1, 2), 7.0), (2,))
+confirm("equal numbers become zeros", (ends == 0).all())
+ends = torch.nn.functional.layer_norm(pairs, (2,), eps=100.0)
+confirm(
+    "a large epsilon: all smaller, and different",
+    ends.abs().max() < 1 and len(ends.unique()) > 1000,
+)
+on_circle = torch.nn.functional.rms_norm(pairs, (2,), eps=0.0)
+confirm(
+    "RMSNorm: a circle of radius √2, every direction kept",
+    torch.allclose(on_circle, math.sqrt(2) * pairs / pairs.norm(dim=-1, keepdim=True)),
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("layer_norm")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("layer_norm")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+x = torch.randn(2, 6, 16, generator=generator)
 changed = x.clone()
 changed[:, -1] += 5.0  # only the last token
-
-
-def over_tokens(x):
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-5)
+exercise, gain, shift = exercises["layer_norm"], torch.ones(16), torch.zeros(16)
 
 
 def early(norm, x):
-    return norm(x)[:, :-1].detach()
+    return norm(x, gain, shift, 1e-5)[:, :-1]
 
 
-norm = RMSNorm(16, 1e-5)
 confirm(
-    "RMSNorm: earlier tokens do not notice",
-    torch.equal(early(norm, x), early(norm, changed)),
+    "the right one: earlier tokens do not notice",
+    torch.equal(early(exercise.solution, x), early(exercise.solution, changed)),
 )
-leaks = not torch.allclose(early(over_tokens, x), early(over_tokens, changed), atol=0.1)
-confirm("the wrong one: they do", leaks)
+leaks = (early(exercise.given, x) - early(exercise.given, changed)).abs().max() > 0.1
+confirm("the colleague's: they do", leaks)
 
 # %% [markdown]
-# **4. Explain (5 minutes).** A student tests a LayerNorm (gain 1, bias 0) with vectors
-# of width 2 and finds that it only ever returns $(1, -1)$, $(-1, 1)$ or zeros. Is it
-# broken? What would RMSNorm return? Use {eq}`eq-norms-sphere`.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# It is right, up to $\epsilon$. In two dimensions the vectors of mean zero form a line,
-# and the sphere of radius $\sqrt 2$ meets it in the two points $(1, -1)$ and $(-1, 1)$;
-# equal numbers project to zero. All that remains is which number is larger. RMSNorm
-# leaves a whole circle: the direction of $x$.
-#
-# </details>
-#
 # ## What to remember
 #
 # - LayerNorm projects away the mean, then scales to the sphere of radius $\sqrt D$.

@@ -141,8 +141,8 @@ dots = (torch.view_as_real(q) * torch.view_as_real(k)).sum(-1)
 confirm("the dot product is Re(q times conjugate k)", same(dots, (q * k.conj()).real))
 
 # %% [markdown]
-# We make the demand on the whole product. (A score is its real part only. Exercise 3
-# makes do with that, for linear maps, and arrives at the same place.)
+# We make the demand on the whole product. (A score is its real part only. The exercise
+# on blocks of two makes do with that, for linear maps, and arrives at the same place.)
 #
 # $$
 # f(q, m)\,\overline{f(k, n)} = h(q, k, m - n)
@@ -766,105 +766,106 @@ confirm("counting from 1 changes nothing", alike(from_one, plain))
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (8 minutes).** Write `rows_to_interleaved(weight, num_heads)`, the way
-# back from half-split to interleaved rows. Check that it undoes `rows_to_half_split`
-# for a weight of 48 rows in 6 heads. Try it in a fresh cell before you look.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("powers_of_one_matrix", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.rope import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def rows_to_interleaved(weight, num_heads):
-    halves = weight.unflatten(0, (num_heads, 2, -1))  # (heads, 2, R, D)
-    return halves.transpose(1, 2).flatten(0, 2)  # pairs first, then their two rows
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("apply_rope")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("apply_rope")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+x, frequencies = torch.randn(2, 6, 9, 12), rope_frequencies(12, 50_000.0)
+by_package = apply_rotary(x, *rope_tables(positions, frequencies, torch.float32))
+by_solution = exercises["apply_rope"].solution(x, positions, 50_000.0)
+confirm("the solution is apply_rotary", close(by_solution, by_package))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("rows_to_interleaved")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("rows_to_interleaved")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 weight = torch.randn(48, 24)
+there = rows_to_half_split(weight, 6)
 confirm(
     "it undoes rows_to_half_split",
-    torch.equal(rows_to_interleaved(rows_to_half_split(weight, 6), 6), weight),
+    torch.equal(exercises["rows_to_interleaved"].solution(there, 6), weight),
 )
 
-# %% [markdown]
-# **2. Implement (10 minutes).** Write `score_at(q, k, distance, frequencies)` for one
-# query and one key of interleaved pairs, without turning either: sum the waves of
-# {eq}`eq-rope-score`. Check it against `apply_rotary_interleaved` at positions 907
-# and 900.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("score_at")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("score_at")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def score_at(q, k, distance, frequencies):
-    products = (
-        torch.view_as_complex(q.unflatten(-1, (-1, 2)))
-        * torch.view_as_complex(k.unflatten(-1, (-1, 2))).conj()
-    )
-    return (products.abs() * (distance * frequencies + products.angle()).cos()).sum()
-
-
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 q, k = torch.randn(2, 6, dtype=F64)
+frequencies = rope_frequencies(6, 10_000.0).double()
 turned_q, turned_k = (
     apply_rotary_interleaved(
         x[None, None, None], *rope_tables(torch.tensor([[p]]), frequencies, F64)
     )
     for x, p in ((q, 907), (k, 900))
 )
+waves = exercises["score_at"].solution(q, k, 7, frequencies)
+confirm("at 907 and 900: a sum of waves", same(waves, (turned_q * turned_k).sum()))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("powers_of_one_matrix")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("powers_of_one_matrix")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+A = torch.linalg.qr(torch.randn(5, 5, dtype=F64)).Q  # orthogonal
+power = partial(torch.linalg.matrix_power, A)
 confirm(
-    "a sum of waves", same(score_at(q, k, 7, frequencies), (turned_q * turned_k).sum())
+    "powers of A: distance only",
+    same(power(9).mT @ power(7), power(4).mT @ power(2)),
 )
+confirm(
+    "stretched, no longer",
+    not same(1.1**16 * power(9).mT @ power(7), 1.1**6 * power(4).mT @ power(2)),
+)
+eigenvalues = torch.linalg.eigvals(A)
+real = eigenvalues[eigenvalues.imag.abs() < 1e-10].real
+confirm(
+    "A is made of turns of two, and of 1 or -1",
+    same(eigenvalues.abs(), torch.ones(5, dtype=F64))
+    and len(real) % 2 == 1
+    and same(real.abs(), torch.ones_like(real)),
+)
+spin = torch.linalg.qr(torch.randn(3, 3, dtype=F64)).Q
+spin = spin * spin.det()  # a turn of three, no mirror
+axis = torch.linalg.eigvals(spin) - 1
+confirm("a turn of three has an axis that stays", axis.abs().min() < 1e-10)
 
-# %% [markdown]
-# **3. Explain (10 minutes).** Let $f(x, m) = A_m x$ with any $d \times d$ matrices,
-# $A_0 = I$, no pairs, nothing complex. Ask only that $A_m^\top A_n$ depends on $n - m$.
-# Show that $A_m = A^m$ for one orthogonal $A$. What does that say about RoPE's blocks
-# of two?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# With $m = n$: $A_m^\top A_m = A_0^\top A_0 = I$, so each $A_m$ is orthogonal. With
-# $n = m + 1$: $A_m^\top A_{m+1} = A_0^\top A_1 = A_1$, so $A_{m+1} = A_m A_1$ and
-# $A_m = A_1^m$. In a suitable orthonormal basis, an orthogonal matrix is made of 2-by-2
-# rotations, and entries of $\pm 1$ on the diagonal. Changing the basis of queries and
-# keys alike changes no score, and $W_q$ and $W_k$ can absorb it, as they absorbed $P$.
-# So blocks of two lose nothing. What is left to choose is the frequencies, and those
-# $\pm 1$, which know nothing of distance, or only whether it is even.
-#
-# </details>
-#
-# **4. Debug (8 minutes).** A colleague converts an interleaved checkpoint of 6 query
-# heads and 3 key heads by the function below. It runs, norms are right, the first token
-# is right, later ones are wrong. Find the mistake.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("convert_heads")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("convert_heads")
 
-# %%
-def wrong_convert(weights, num_heads):
-    weights = dict(weights)
-    for name in ("q_proj.weight", "k_proj.weight"):
-        weights[name] = rows_to_half_split(weights[name], num_heads)
-    return weights
-
-
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 small = Attention(24, num_heads=6, num_kv_heads=3, head_dim=8, bias=False).double()
 patient = Attention(24, num_heads=6, num_kv_heads=3, head_dim=8, bias=False).double()
-patient.load_state_dict(wrong_convert(small.state_dict(), 6))
+exercise = exercises["convert_heads"]
 with torch.no_grad():
     healthy = small(hidden, interleaved, causal_mask(9))
+    patient.load_state_dict(exercise.given(small.state_dict(), 6, 3))
     sick = patient(hidden, half_split, causal_mask(9))
-confirm("the first token is right", alike(sick[:, 0], healthy[:, 0]))
-confirm("the others are not", not alike(sick[:, 1:], healthy[:, 1:]))
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# Keys have their own number of heads: cut 24 rows in 3 heads of 8, not in 6 of 4.
-def convert(weights, num_heads, num_kv_heads):
-    counts = {"q_proj.weight": num_heads, "k_proj.weight": num_kv_heads}
-    return {
-        name: rows_to_half_split(weight, counts[name]) if name in counts else weight
-        for name, weight in weights.items()
-    }
-
-
-patient.load_state_dict(convert(small.state_dict(), 6, 3))
-with torch.no_grad():
+    patient.load_state_dict(exercise.solution(small.state_dict(), 6, 3))
     cured = patient(hidden, half_split, causal_mask(9))
-confirm("with its own head count the model is right", alike(cured, healthy))
+confirm("the colleague's first token is right", alike(sick[:, 0], healthy[:, 0]))
+confirm("the others are not", not alike(sick[:, 1:], healthy[:, 1:]))
+confirm("mended, all are", alike(cured, healthy))
 
 # %% [markdown]
 # ## What to remember

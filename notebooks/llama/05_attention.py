@@ -600,8 +600,9 @@ confirm("attend = F.scaled_dot_product_attention, is_causal", close(fused, spell
 
 # %% [markdown]
 # The fused call keeps a few numbers per query instead of the whole `(T, S)` table
-# {cite:p}`dao2022`; exercise 1 shows how that is possible. It is faster, so it is what the
-# layer calls; `attend` is what it means. Next, whole layers.
+# {cite:p}`milakov2018,dao2022`; the exercise on one pass over the keys shows how that is
+# possible. It is faster, so it is what the layer calls; `attend` is what it means. Next,
+# whole layers.
 
 # %%
 ours = Attention(embed_dim=24, num_heads=3, num_kv_heads=3, head_dim=8, bias=True)
@@ -741,27 +742,27 @@ confirm("dividing by the row sum repairs it", close(repaired, right_weights))
 #
 # ## Exercises
 #
-# **1. Implement (15 minutes).** Write `attend_online(query, keys, values)` for one
-# query `(H,)`, keys and values `(S, H)`, reading each key *once* and never holding more
-# than one score. Keep the largest score so far, the sum of powers relative to it, and
-# the weighted sum of values relative to it; correct both sums when a larger score
-# arrives. Check it against `attend`, also with keys multiplied by 100. This is the seed
-# of FlashAttention {cite:p}`milakov2018,dao2022`.
+# Write your function in a cell of your own and give it to `check`. A question takes
+# its name and a letter: `check("what_a_shuffle_changes", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.attention import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def attend_online(query, keys, values):
-    peak, total, answer = torch.tensor(-torch.inf), 0.0, torch.zeros_like(values[0])
-    for key, value in zip(keys, values, strict=True):
-        score = query @ key / math.sqrt(len(query))
-        higher = torch.maximum(peak, score)
-        correction, power = (peak - higher).exp(), (score - higher).exp()
-        total = total * correction + power
-        answer = answer * correction + power * value
-        peak = higher
-    return answer / total
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("masked_attention")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("masked_attention")
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("online_attention")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("online_attention")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+attend_online = exercises["online_attention"].solution
 for size in (1, 100):
     online = attend_online(q[0, 0, -1], size * k[0, 0], v[0, 0])
     confirm(
@@ -769,41 +770,26 @@ for size in (1, 100):
         close(online, attend(q, size * k, v, mask)[0, 0, -1]),
     )
 
-# %% [markdown]
-# **2. Implement (8 minutes).** Some models let a token see only the last `window`
-# tokens, itself included. Write `window_mask(num_tokens, num_cached, window)` with the
-# shape and face of `causal_mask`. For 3 new tokens after 2 and a window of 2, each row
-# must show two ones, the last of them at column 2, 3, 4.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("window_mask")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("window_mask")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def window_mask(num_tokens, num_cached, window):
-    return causal_mask(num_tokens, num_cached).triu(diagonal=num_cached - window + 1)
-
-
-rows = [[s in (t + 1, t + 2) for s in range(5)] for t in range(3)]
-confirm("a window of two", window_mask(3, 2, 2)[0, 0].tolist() == rows)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+a_window = exercises["window_mask"].solution
 confirm(
     "a wide window is the causal mask",
-    torch.equal(window_mask(3, 2, 9), causal_mask(3, 2)),
+    torch.equal(a_window(3, 2, 9), causal_mask(3, 2)),
 )
 
-# %% [markdown]
-# **3. Explain (5 minutes).** Take one layer of attention without rotation and shuffle
-# all tokens but the last. The last token's output does not change. Why? Do the outputs
-# of the others change only in order?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The last token sees everybody, and a sum over keys does not care for order: each key
-# keeps its value. Attention alone sees a *bag* ({ref}`ch-rope`); order comes from the rotation. The
-# others do change: who is before whom has changed, so the mask hides different tokens
-# from them. In a second layer the last token looks at tokens that have changed, and
-# changes too: the mask alone gives deep models some sense of order.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_a_shuffle_changes")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_a_shuffle_changes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 x = torch.randn(1, 1, 5, 8)
 order = torch.tensor([2, 0, 3, 1, 4])
 before, after = attend(x, x, x, mask), attend(*[x[:, :, order]] * 3, mask)
@@ -812,26 +798,23 @@ confirm("the others do", not close(before[:, :, order[:4]], after[:, :, :4]))
 deep = [attend(y, y, y, mask)[:, :, 4] for y in (before, after)]
 confirm("after a second layer the last one does", not close(*deep))
 
-# %% [markdown]
-# **4. Debug (8 minutes).** A colleague decodes with a cache, one token per step,
-# through `F.scaled_dot_product_attention(query, keys, values, is_causal=True)`. The
-# answer begins well and then turns to nonsense. Six keys, one query: which keys does
-# the query see? Find out with the identity as values, and repair it.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("attend_newest")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("attend_newest")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 keys, values = torch.randn(2, 1, 1, 6, 8)
 query, look = torch.randn(1, 1, 1, 8), torch.eye(6)[None, None]
 weights = F.scaled_dot_product_attention(query, keys, look, is_causal=True)[0, 0, 0]
 confirm(
-    "it sees the first key only: the triangle is aligned at the upper left",
+    "six keys, one query, is_causal: it sees the first key only",
     close(weights, torch.eye(6)[0]),
 )
-repaired = attend_fused(query, keys, values, causal_mask(1, num_cached=5))
 confirm(
-    "a mask that knows the cache sees all six",
-    close(
-        repaired, attend(query, keys, values, torch.ones(1, 1, 1, 6, dtype=torch.bool))
-    ),
+    "mended, it sees six keys of six",
+    (exercises["attend_newest"].solution(query, keys, look) > 0).all(),
 )
 
 # %% [markdown]

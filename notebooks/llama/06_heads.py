@@ -287,9 +287,9 @@ for num_kv_heads in (6, 3, 2, 1):
 
 # %% [markdown]
 # Equal results, unequal work. Attention reads the keys and values of the whole cache
-# for every token it writes, so count bytes. With $b$ bytes a number and one row, the
-# ways that copy read the cache once, write $G$ copies of it, and read those; folding
-# only reads the cache:
+# for every token it writes, so count bytes. With $b$ bytes a number and one text, the
+# ways that copy read $K$ heads, write $N$ and read those $N$; folding only reads the
+# cache:
 #
 # $$
 # \text{copied: } 2\,(K + 2N)\, S H b, \qquad \text{folded: } 2\, K S H b .
@@ -687,99 +687,36 @@ confirm(
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Write `attend_einsum(queries, keys, values, mask)` with
-# two calls of `torch.einsum` and no `repeat_kv`, `fold` or `expand`. Check it against
-# `attend` on `example(2)`, and use `figures.count_moves` to find out whether `einsum`
-# copies the keys as `matmul` does.
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def attend_einsum(queries, keys, values, mask):
-    grouped = queries.unflatten(1, (keys.shape[1], -1))
-    scores = torch.einsum("bkgth,bksh->bkgts", grouped, keys)
-    weights = weigh(scores, mask[:, :, None], queries.shape[-1])
-    return torch.einsum("bkgts,bksh->bkgth", weights, values).flatten(1, 2)
-
-
-inputs = example(num_kv_heads=2)
-confirm(
-    "einsum agrees with attend",
-    torch.allclose(attend_einsum(*inputs), attend(*inputs), atol=1e-6),
-)
-queries = torch.zeros(1, 6, 1, 64)
-keys = values = torch.zeros(1, 2, 40, 64)
-moves = figures.count_moves(attend_einsum, queries, keys, values, causal_mask(1, 39))
-confirm("einsum folds by itself and copies nothing", moves.written == 0)
-
-# %% [markdown]
-# **2. Implement (5 minutes).** Write `tokens_that_fit(config, num_bytes)`: how many
-# tokens of one text a float16 cache in `num_bytes` holds. Check that a cache of so
-# many tokens fits and one more does not, for 1 GiB and every model in `figures.MODELS`.
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def tokens_that_fit(config, num_bytes):
-    c = config
-    return num_bytes // (2 * c.num_layers * c.num_kv_heads * c.head_dim * 2)
-
-
-for name, c in figures.MODELS.items():
-    fit = tokens_that_fit(c, 2**30)
-    exactly, too_many = (
-        sum(layer.num_bytes for layer in figures.weightless(c).new_cache(1, length))
-        for length in (fit, fit + 1)
-    )
-    confirm(f"{name}: {fit:,} tokens fit in 1 GiB", exactly <= 2**30 < too_many)
-
-# %% [markdown]
-# **3. Explain (5 minutes).** A server reads a prompt of 2,000 tokens in one call, then
-# writes 100. Which of the two does GQA speed up more, and why does a larger batch not
-# make up for its absence?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Writing. In the prompt's call, $T = 2000$ queries of each head share one reading of
-# the keys, so the intensity is $2GT/b$: far above what the machine needs, even with $G
-# = 1$. When writing, $T = 1$ and only $G$ is left. A larger batch lets one reading of
-# the *weights* serve more rows, but each row brings a cache of its own: operations and
-# bytes both grow with $B$, and the ratio stays $2G/b$.
-#
-# </details>
-#
-# **4. Debug (10 minutes).** Somebody masks the folded scores directly. Decoding is
-# right, the prefill is wrong. Find the mistake and mend it.
-
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("what_gqa_speeds_up", "a")`.
 
 # %%
-def wrong_attend_rows(queries, keys, values, mask):
-    num_kv_heads, group = keys.shape[1], queries.shape[1] // keys.shape[1]
-    scores = fold(queries, num_kv_heads) @ keys.transpose(-2, -1)  # (B, K, G * T, S)
-    rows = mask.repeat_interleave(group, dim=2)
-    weights = weigh(scores, rows, queries.shape[-1])
-    return unfold(weights @ values, queries.shape[2])
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.heads import chapter as exercises
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("repeat_kv")
 
-for num_tokens in (1, 5):
-    inputs = example(2, num_tokens)
-    agrees = torch.allclose(wrong_attend_rows(*inputs), attend_folded(*inputs))
-    print(f"{num_tokens} new token(s): right is {agrees}")
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("repeat_kv")
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("tokens_that_fit")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-# The folded rows are all tokens of the group's first head, then all of its second. So
-# the mask's rows must come as t0 t1 t2, t0 t1 t2: here 0 1 0 1 is right, not 0 0 1 1.
-def attend_rows(queries, keys, values, mask):
-    num_kv_heads, group = keys.shape[1], queries.shape[1] // keys.shape[1]
-    scores = fold(queries, num_kv_heads) @ keys.transpose(-2, -1)
-    weights = weigh(scores, mask.repeat(1, 1, group, 1), queries.shape[-1])
-    return unfold(weights @ values, queries.shape[2])
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("tokens_that_fit")
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_gqa_speeds_up")
 
-inputs = example(2, num_tokens=5)
-confirm(
-    "tiling the mask mends it",
-    torch.allclose(attend_rows(*inputs), attend(*inputs), atol=1e-6),
-)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_gqa_speeds_up")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("attend_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("attend_rows")
 
 # %% [markdown]
 # ## What to remember

@@ -790,129 +790,118 @@ print(f"the logits' standard deviation is {full.std():.1f}")
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Beam search keeps the best rows of a batch, some of
-# them twice. Write `reorder(cache, rows)`, which makes row $i$ of every layer what row
-# `rows[i]` was, *in place* (the memory must not move). Check that continuing after
-# `rows = [2, 0, 2]` gives the logits of `tokens[[2, 0, 2]]`.
+# Write your function in a cell of your own and give it to `check`. A question takes
+# its name and a letter: `check("when_a_prompt_sees_itself", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.cache import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def reorder(cache, rows):
-    for layer in cache:
-        # Indexing with a list copies, so nothing is overwritten before it is read.
-        layer.keys[:, :, : layer.length] = layer.keys[rows, :, : layer.length]
-        layer.values[:, :, : layer.length] = layer.values[rows, :, : layer.length]
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("append_tokens")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("append_tokens")
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("reorder_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("reorder_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved_reorder = exercises["reorder_rows"].solution
 cache = model.new_cache(3, 12)
 model(tokens[:, :7], cache)
-address = cache[0].keys.data_ptr()
-reorder(cache, [2, 0, 2])
+for layer in cache:
+    layer.keys[:], layer.values[:] = solved_reorder(layer.keys, layer.values, [2, 0, 2])
 chosen = tokens[[2, 0, 2]]
 confirm(
-    "reordered and continued = the reordered text",
+    "every layer reordered in place, then continued = the reordered text",
     close(model(chosen[:, 7:], cache), full[[2, 0, 2], 7:]),
 )
-confirm("the memory has not moved", cache[0].keys.data_ptr() == address)
 
-# %% [markdown]
-# **2. Implement (15 minutes).** In speculative decoding a cheap model guesses `draft`,
-# a few ids (one row), and the large model checks all in *one* call. Write
-# `accept(model, cache, last, draft)`: `last` (1, 1) is the newest token, not yet in the
-# cache. Return the ids that greedy decoding would give: the part of the draft that
-# agrees, plus the model's own next id; leave in the cache `last` and the accepted part
-# only. Check against `rerun[:1]` with a draft whose third id is wrong, and decode one
-# more token afterwards.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("accept_draft")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("accept_draft")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def accept(model, cache, last, draft):
-    start = cached_length(cache)
-    best = model(torch.cat([last, draft], dim=1), cache).argmax(dim=-1)  # (1, 1 + n)
-    agreed = int((best[:, :-1] == draft).int().cumprod(dim=1).sum())
-    rewind(cache, start + 1 + agreed)
-    return best[:, : agreed + 1]
-
-
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+solved_accept = exercises["accept_draft"].solution
 truth = rerun[:1]
-draft = truth[:, 6:11].clone()
-draft[0, 2] = (draft[0, 2] + 1) % config.vocab_size
+draft = truth[0, 6:11].tolist()
+draft[2] = (draft[2] + 1) % config.vocab_size
 cache = model.new_cache(1, 20)
 model(truth[:, :5], cache)
-accepted = accept(model, cache, truth[:, 5:6], draft)
+call = torch.tensor([[int(truth[0, 5]), *draft]])  # the newest token, then the draft
+best = model(call, cache)[0].argmax(dim=-1).tolist()
+accepted, length = solved_accept(best, draft, 5)
+rewind(cache, length)
 confirm(
     "two guesses accepted, and one id of the model's own",
-    torch.equal(accepted, truth[:, 6:9]),
+    accepted == truth[0, 6:9].tolist(),
 )
-following = model(accepted[:, -1:], cache)[:, -1].argmax(dim=-1)
+following = model(torch.tensor([accepted[-1:]]), cache)[:, -1].argmax(dim=-1)
 confirm("decoding goes on as if nothing had been guessed", following == truth[:, 9])
 
-# %% [markdown]
-# **3. Explain (5 minutes).** In ChatGLM the tokens of the prompt see *each other*, also
-# later ones; only the answer is causal. May its prompt be cached? May it be prefilled
-# in two chunks?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Cached, yes: once the prompt is complete no later token changes its rows, since the
-# prompt does not look at the answer. Equation {eq}`eq-cache-causal` then holds from the
-# end of the prompt on, and that is where decoding starts. In two chunks, no: a row of
-# the first chunk needs keys of the second, which do not exist yet, in every layer. The
-# induction fails at its first step. For the same reason a second turn of a chat, with a
-# new, longer prompt, cannot reuse the old rows.
-#
-# </details>
-#
-# **4. Debug (10 minutes).** A colleague stores keys *before* rotation and rotates what
-# comes back: `keys, values = cache.append(keys, values)`, then `keys = rotate(keys)`,
-# with the call's tables. Prefill is right. A chunk of 3 after 6 raises a shape error;
-# one token at a time raises nothing and is wrong. What do the decode steps compute?
-# Show it with one head in float64.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The tables have one row per token of the *call*. With one row they broadcast: every
-# cached key is turned by the newest token's angle, as is the query. Both turn alike, so
-# the scores are those without any rotation: the step has no idea of order. Rotating
-# late is right with tables for positions 0 to $S-1$, at the price of turning all keys
-# again at each step. The cell below shows both.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("when_a_prompt_sees_itself")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-from annotated_src.rotary import apply_rotary, rope_frequencies, rope_tables
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("when_a_prompt_sees_itself")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+from annotated_src.masks import prefix_mask
 
 
-def rotate_at(x, positions):
-    frequencies = rope_frequencies(8, 10_000.0).double()
-    return apply_rotary(x, *rope_tables(positions, frequencies, torch.float64))
+def logits_of_chat(context, sizes):
+    """The logits when the first `context` tokens see each other, cut into calls."""
+
+    def sees_itself(num_tokens, num_cached=0, device=None):
+        whole = prefix_mask(torch.tensor([context]), num_cached + num_tokens)
+        return whole[:, :, num_cached:]
+
+    with patch("annotated_src.placement.causal_mask", sees_itself):
+        return run_in_chunks(model, tokens, sizes)[0]
 
 
-raw_keys, raw_query = torch.randn(2, 1, 1, 9, 8, dtype=torch.float64)
-raw_query, here = raw_query[:, :, -1:], positions_after(8, 1)
-turned = rotate_at(raw_query, here)
-wrong_scores = turned @ rotate_at(raw_keys, here).mT
-late = turned @ rotate_at(raw_keys, positions_after(0, 9)).mT
-early = (
-    turned
-    @ torch.cat(
-        [rotate_at(raw_keys[:, :, j : j + 1], positions_after(j, 1)) for j in range(9)],
-        dim=2,
-    ).mT
-)
-try:
-    rotate_at(raw_keys, positions_after(6, 3))
-    fits = True
-except RuntimeError:
-    fits = False
-confirm("tables of 3 tokens do not fit 9 keys", not fits)
+chat = logits_of_chat(6, [12])
 confirm(
-    "tables of 1 do, and give the scores without rotation",
-    torch.allclose(wrong_scores, raw_query @ raw_keys.mT, atol=1e-5),
+    "prompt in one call, then token by token = one call",
+    close(logits_of_chat(6, [6] + [1] * 6), chat),
 )
-confirm("they are not the right ones", (wrong_scores - early).abs().max() > 0.1)
+in_two = (logits_of_chat(6, [3, 3] + [1] * 6) - chat).abs().amax(dim=(0, 2))
+confirm("prompt in two calls: every row is another one", in_two.min() > 0.1)
+longer = (logits_of_chat(9, [12]) - chat).abs().amax(dim=(0, 2))
+confirm("with a longer prompt the old rows are others, too", longer[:6].min() > 0.1)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("scores_turned_late")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("scores_turned_late")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+from annotated_src.rotary import rope_frequencies
+
+mended, given = (
+    exercises["scores_turned_late"].solution,
+    exercises["scores_turned_late"].given,
+)
+raw_queries, raw_keys = torch.randn(2, 1, 1, 9, 8, dtype=torch.float64)
+frequencies = rope_frequencies(8, 10_000.0)
+inputs = raw_queries[:, :, -1:], raw_keys, frequencies
 confirm(
-    "rotating late, at true positions, is right", torch.allclose(late, early, atol=1e-5)
+    "one token: the scores without any rotation",
+    torch.allclose(given(*inputs), raw_queries[:, :, -1:] @ raw_keys.mT, atol=1e-5),
+)
+confirm("not the right ones", (given(*inputs) - mended(*inputs)).abs().max() > 0.1)
+confirm(
+    "the right ones are the last row of the prefill's, which was right before",
+    torch.allclose(
+        mended(*inputs), given(raw_queries, raw_keys, frequencies)[:, :, -1:]
+    ),
 )
 
 # %% [markdown]

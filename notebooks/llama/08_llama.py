@@ -773,42 +773,77 @@ confirm("without block 1: not Tokyo", next_without(real, 1, prompt)[0] != " Toky
 #
 # ## Exercises
 #
-# **1. Implement (20 minutes).** *Find the head.* Attention's output is a sum over heads:
-# `out_proj` multiplies the heads' outputs, put side by side, and each head meets its own
-# $H$ columns of the matrix. Write
-# `head_votes(model, layer, tokens, direction)` that returns one vote per query head,
-# where `direction` is $W_v \odot \gamma / r$ with the average row taken off. Which head of
-# block 24 (from 0 to 8) votes most for Tokyo, and which tokens does it look at? Check that the nine votes
-# add up to the bar of {numref}`fig-llama-votes`. (A hook in front of
-# `out_proj` sees the heads' outputs. Queries and keys are turned after `q_proj` and
-# `k_proj`; for the weights, put a function in the place of
-# `Attention.attend`, with `unittest.mock.patch.object`, as {ref}`ch-reading` does.)
+# Write your function in a cell of your own and give it to `check`. A question takes
+# its name and a letter: `check("what_shrank_attention", "a")`.
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.llama import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("residual_block")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("residual_block")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("where_models_part")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("where_models_part")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# A model whose table of names has one mistake. No loader can see it.
+gate, up = "blocks.{}.ffn.gate_proj.weight", "blocks.{}.ffn.up_proj.weight"
+suspect = load_with(HF_NAMES | {gate: HF_NAMES[up], up: HF_NAMES[gate]}, folder)
+suspect_left = record(suspect, places(suspect.config, OURS), tokens)
+theirs_left = record(theirs, places(suspect.config, THEIRS), tokens)
+solved_where = exercises["where_models_part"].solution
+begins = solved_where(suspect_left, theirs_left, 1e-5)
+print("the difference begins at", begins)
+confirm("in the feed-forward network of block 0", begins == "blocks.0.ffn")
+first = suspect.blocks[0].ffn
+confirm(
+    "gate and up have changed places",
+    torch.equal(first.gate_proj.weight, ours.blocks[0].ffn.up_proj.weight),
+)
+confirm(
+    "and have the same shape",
+    first.gate_proj.weight.shape == first.up_proj.weight.shape,
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("head_votes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("head_votes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# Which head of block 24 votes for Tokyo, and what does it look at?
 from unittest.mock import patch
 
 from annotated_src.attention import Attention, attend, repeat_kv
 
-
-def head_votes(model, layer, tokens, direction):
-    attention, caught = model.blocks[layer].attention, []
-    hook = attention.out_proj.register_forward_pre_hook(
-        lambda _module, inputs: caught.append(inputs[0][0, -1])
-    )
-    model(tokens)
-    hook.remove()
-    heads = caught[0].split(attention.head_dim)
-    columns = attention.out_proj.weight.split(attention.head_dim, dim=1)
-    return torch.stack([w @ h @ direction for w, h in zip(columns, heads, strict=True)])
-
-
 end = figures.stream_by_depth(real, prompt)[-1, -1]
 rows = real.embedding.weight[tokyo] - real.embedding.weight.mean(0)
 root = end.square().mean().add(real.config.norm_eps).sqrt()
-nine = head_votes(real, 23, prompt, rows * real.norm.weight / root)
+attention, caught = real.blocks[23].attention, []
+hook = attention.out_proj.register_forward_pre_hook(
+    lambda _module, inputs: caught.append(inputs[0][0, -1])
+)
+real(prompt)
+hook.remove()
+direction = rows * real.norm.weight / root
+inputs = caught[0], attention.out_proj.weight, direction, attention.head_dim
+nine = exercises["head_votes"].solution(*inputs)
 print(f"head {nine.argmax()} gives {nine.max() / nine.sum():.0%} of the bar")
 confirm("the nine add up to the bar", (nine.sum() - voted.attention[23]).abs() < 1e-3)
 confirm("head 4 gives more than half", nine.argmax() == 4 and nine[4] > nine.sum() / 2)
+given = exercises["head_votes"].given(*inputs)
+confirm(
+    "here N H = D: the broken function runs, and its sum is another",
+    (given.sum() - voted.attention[23]).abs() > 0.1,
+)
 
 weights = []
 
@@ -826,69 +861,33 @@ japan = prompt[0] == tokenizer.encode(" Japan")[0, 0]
 print("' Japan' occurs", int(japan.sum()), "times in the prompt")
 confirm("head 4 gives it over 90 % of its weight", weights[23][4, japan].sum() > 0.9)
 
-# %% [markdown]
-# **2. Debug (10 minutes).** A colleague's table of names gives `suspect`, a model that
-# runs and writes rubbish. Use `compare` and `difference_begins` to find the first place
-# where it differs from `theirs`, name the mistake, and say why no loader could see it.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("what_shrank_attention")
 
-# %% tags=["hide-cell"]
-# This cell makes the suspect. Run it without reading it.
-gate, up = "blocks.{}.ffn.gate_proj.weight", "blocks.{}.ffn.up_proj.weight"
-mystery = HF_NAMES | {gate: HF_NAMES[up], up: HF_NAMES[gate]}
-suspect = load_with(mystery, folder)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("what_shrank_attention")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-agrees = compare(suspect, theirs, tokens)
-print("the difference begins at", difference_begins(agrees))
-confirm(
-    "attention and both norms of block 0 agree",
-    agrees["blocks.0.attention"] and agrees["blocks.0.ffn_norm"],
-)
-confirm("its feed-forward network does not", not agrees["blocks.0.ffn"])
-first = suspect.blocks[0].ffn
-confirm(
-    "gate and up have changed places",
-    torch.equal(first.gate_proj.weight, ours.blocks[0].ffn.up_proj.weight),
-)
-confirm(
-    "and have the same shape",
-    first.gate_proj.weight.shape == first.up_proj.weight.shape,
-)
-
-# %% [markdown]
-# **3. Explain (5 minutes).** Llama-2-70B spends 17.5 % of its parameters on attention,
-# Llama-2-7B 31.9 %. Which two sizes did its makers change relative to $D$, and how much
-# does each explain?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Per block and in units of $D^2$, attention has $2 (1 + K/N)$ parameters (with $NH = D$)
-# and feed-forward $3F/D$. The 7B model has $K = N$ and $F/D = 2.69$: 4 against 8.06.
-# The 70B model has $K = N/8$ and $F/D = 3.5$: 2.25 against 10.5. Sharing heads alone
-# brings 31.9 % down to 21 %; the wider feed-forward network does the rest.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 from dataclasses import replace
 
-shared = figures.parameter_data({"7B": replace(sizes["Llama-2-7B"], num_kv_heads=4)})
-print(f"Llama-2-7B with 4 key/value heads: attention is {shared.shares[0, 1]:.0%}")
+names = ("Llama-2-7B", "Llama-2-70B")
+shared = replace(sizes["Llama-2-7B"], num_kv_heads=4)
+chosen = figures.parameter_data({x: sizes[x] for x in names} | {"7B, shared": shared})
+for name, share in zip(chosen.names, chosen.shares, strict=True):
+    print(f"{name}: attention is {share[1]:.1%}")
+for name in names:
+    c = sizes[name]
+    by_hand = 2 * (1 + c.num_kv_heads / c.num_heads), 3 * c.ffn_dim / c.embed_dim
+    print(f"{name}: in units of D² {by_hand[0]:.2f} and {by_hand[1]:.2f}")
+confirm("the ends take under 4 % of either", (chosen.shares[:2, 0] < 0.04).all())
 
-# %% [markdown]
-# **4. Explain (5 minutes).** SmolLM2 has a tied head. You change `tied_head` to `False`
-# in its config and load. What does `load_model` say, and what would a lenient loader
-# have given you?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# `missing: lm_head.weight`. The file holds the shared matrix once, under the embedding's
-# name. A lenient loader leaves the head at its random start: all 30 blocks work
-# perfectly, and the scores are noise.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("a_head_untied")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("a_head_untied")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 with torch.device("meta"):
     untied = Llama(replace(real.config, tied_head=False))
 try:

@@ -361,16 +361,19 @@ confirm(
 first, stop = header[embedding]["data_offsets"]
 print(f"embedding: {(stop - first) / len(mapped):.1%} of the file")
 confirm("there is no head: it is tied", "lm_head.weight" not in header)
-small = {name: tensor.clone() for name, tensor in (("z", a), ("y", b), ("x", a))}
+pairs = (("z", a), ("y", b), ("x", a), ("w", b.half()))
+small = {name: tensor.clone() for name, tensor in pairs}
 order = read_header(safetensors.torch.save(small))
 confirm(
-    "the library sorts, wider kinds first, then names", list(order) == ["x", "z", "y"]
+    "the library sorts by kind, F32, BF16, F16, and then by name",
+    list(order) == ["x", "z", "y", "w"],
 )
 
 # %% [markdown]
-# The library sorts when it writes: wider kinds first, then by name, and "10" comes before
-# "2". To a reader it makes no difference: it goes by name. But who reads a file "in order"
-# and counts layers gets layer 10 for the third.
+# The library sorts when it writes: wider kinds first, and of the two with 16 bits
+# bfloat16; those of one kind by name, and "10" comes before "2". To a reader it makes no
+# difference: it goes by name. But who reads a file "in order" and counts layers gets
+# layer 10 for the third.
 #
 # Now the first prediction. To list the tensors you need $8 + n$ bytes. To have one of
 # them you need those and its own:
@@ -807,85 +810,48 @@ confirm("one bit in a number: the checksum notices", noticed)
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (15 minutes).** Write `write(tensors)`, the other direction: bytes of a
-# safetensors file, equal to those of the library for `{"b": b, "a": a}` and for tensors in
-# several dtypes. You need the order (wider kinds first, then by name), JSON without spaces
-# (`separators=(",", ":")`), and the padding.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("half_the_space", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.checkpoint import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def write(tensors):
-    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    header, numbers = {}, b""
-    for name in order:
-        x = tensors[name].contiguous()
-        data = x.flatten().view(torch.uint8).numpy().tobytes()
-        header[name] = {
-            "dtype": kinds[x.dtype],
-            "shape": list(x.shape),
-            "data_offsets": [len(numbers), len(numbers) + len(data)],
-        }
-        numbers += data
-    words = json.dumps(header, separators=(",", ":")).encode()
-    words += b" " * (-len(words) % 8)
-    return struct.pack("<Q", len(words)) + words + numbers
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("read_row")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("read_row")
 
-confirm("the tiny file, byte for byte", write({"b": b, "a": a}) == raw)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+read_row = exercises["read_row"].solution
+five = torch.stack([read_row(mapped, embedding, i) for i in prompt[0].tolist()])
+confirm("five rows of 49152", same_bits(five, model.embedding.weight[prompt[0]]))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("write_safetensors")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("write_safetensors")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+write_safetensors = exercises["write_safetensors"].solution
+confirm("the tiny file, byte for byte", write_safetensors({"b": b, "a": a}) == raw)
 mixed = {
     "one": torch.rand(3, 5),
     "half": torch.rand(7).half(),
+    "rough": torch.rand(3).bfloat16(),
     "Two": torch.rand(2, 1, 2),
 }
-confirm("and another", write(mixed) == safetensors.torch.save(mixed))
+confirm("and another", write_safetensors(mixed) == safetensors.torch.save(mixed))
 
-# %% [markdown]
-# **2. Implement (10 minutes).** A prompt of five tokens needs five rows of the embedding.
-# Write `read_rows(path, name, rows)`, which reads the header and those rows and nothing
-# else, by {eq}`eq-checkpoint-place`. Check it on the ids of our question. (The library's
-# `get_slice` is made for it.)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("half_the_space")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("half_the_space")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def read_rows(path, name, rows):
-    found = []
-    with path.open("rb", buffering=0) as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        width = entry["shape"][1] * DTYPES[entry["dtype"]].itemsize
-        for row in rows:
-            file.seek(8 + length + entry["data_offsets"][0] + row * width)
-            found.append(file.read(width))
-    flat = torch.frombuffer(bytearray(b"".join(found)), dtype=DTYPES[entry["dtype"]])
-    return flat.reshape(len(rows), -1)
-
-
-confirm(
-    "five rows of 49152",
-    same_bits(
-        read_rows(path, embedding, prompt[0].tolist()),
-        model.embedding.weight[prompt[0]],
-    ),
-)
-
-# %% [markdown]
-# **3. Explain (5 minutes).** To save a float32 model in half the space, one colleague drops
-# the two lower bytes of each number, another calls `.half()`, a third `.bfloat16()`.
-# What does each risk with weights of size 0.02, of size $10^{-9}$, and of size
-# $10^{6}$? Which one of the three makes weights smaller on average?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Dropping bytes gives a bfloat16 that is cut, not rounded: right in range, but its size
-# never grows, so weights shrink: by up to $2^{-7}$ of themselves, and by a little over a
-# quarter of a percent together. `.bfloat16()` rounds to the nearest: errors up to
-# $2^{-8}$, either way. `.half()` has three more bits of fraction, so at 0.02 it is eight times
-# finer; but $10^{-9}$ becomes 0 and $10^6$ becomes infinity. Both bfloat16s keep those.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 torch.manual_seed(4)
 weights = torch.randn(100_000) * 0.02
 dropped = (weights.view(torch.int32) & ~0xFFFF).view(torch.float32)
@@ -905,32 +871,32 @@ confirm("cut: within 2^-7", errors(dropped).max() < 2**-7)
 confirm("rounded: within 2^-8", errors(weights.bfloat16()).max() <= 2**-8)
 usual = weights.abs() > 1e-3
 confirm("float16: 8 times finer", errors(weights.half())[usual].max() <= 2**-11)
+confirm("    and no smaller", abs(shrinks(weights.half())) < 1e-4)
 ends = torch.tensor([1e-9, 1e6])
 print("float16 makes", ends.half().tolist(), "of 1e-9 and 1e6")
 confirm("bfloat16 keeps both", ((ends.bfloat16() - ends) / ends).abs().max() < 2**-8)
 
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("bits_to_number")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("bits_to_number")
+
 # %% [markdown]
-# **4. Debug (10 minutes).** A colleague's reader gives tensors of the right shapes, and
+# One more, without a function. A colleague's reader gives tensors of the right shapes, and
 # the model writes rubbish. The embedding, float32, begins with the six numbers that the
-# next cell prints. They are not weights. What are they, and which line is wrong?
+# next cell prints. They are not weights. What are they, and which mistake is it?
 
 # %%
 flat = np.frombuffer(mapped, "<f4", count=6, offset=8)
 print(*(f"{number:.4g}" for number in flat))
 
-# %% [markdown]
-# <details class="solution"><summary>Solution</summary>
-#
-# Look at them as bytes. `data_offsets` count from the *end of the header*; the reader
-# added them to 8, not to $8 + n$. What it takes for weights is JSON, and every tensor
-# is shifted by $n = 30368$ bytes, 7592 numbers. No shape shows it, and only the first 7592
-# values of the first tensor are text; all others are weights, from the wrong place.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# Look at them as bytes. The reader added the offsets to 8, not to 8 + n, and what it takes
+# for weights is JSON. No shape shows it, and only the first 7592 values of the first
+# tensor are text; all others are weights, from the wrong place.
 print(flat.tobytes().decode())
-confirm("7592 numbers", length == 4 * 7592)
+confirm("shifted by 7592 numbers", length == 4 * 7592)
 temporary.cleanup()
 
 # %% [markdown]

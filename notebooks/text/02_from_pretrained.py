@@ -785,53 +785,61 @@ confirm("as a model that has read no file", agreement(lenient(tokens)) < 0.1)
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (10 minutes).** Somebody needs only layer 2 of the checkpoint. Write
-# `read_layer(folder, layer)`, which returns its tensors and opens no shard that it does
-# not need. Count the shards that it opens.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("eight_shards", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.from_pretrained import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def read_layer(folder, layer):
-    weight_map = read_json(folder / "model.safetensors.index.json")["weight_map"]
-    wanted = [name for name in weight_map if name.startswith(f"model.layers.{layer}.")]
-    return dict(read_tensors(folder, only=wanted)), shard_paths(folder, only=wanted)
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("files_to_open")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("files_to_open")
 
-layer, opened = read_layer(folder, 2)
-confirm("nine tensors", len(layer) == 9)
-confirm("of one or two shards", len(opened) <= 2)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+weight_map = read_json(folder / "model.safetensors.index.json")["weight_map"]
+wanted = [name for name in weight_map if name.startswith("model.layers.2.")]
+opened = exercises["files_to_open"].solution(weight_map, 2)
+layer = dict(read_tensors(folder, only=wanted))
+confirm(
+    "the package opens the same files",
+    [path.name for path in shard_paths(folder, only=wanted)] == opened,
+)
+confirm("one or two of them, for nine tensors", len(opened) <= 2 and len(layer) == 9)
 confirm(
     "the right ones",
     all(torch.equal(original.state_dict()[n], layer[n]) for n in layer),
 )
 
-# %% [markdown]
-# **2. Explain (5 minutes).** Cast float32 to float16, shard by shard, with one single
-# shard that holds the whole model. What is the peak, in copies of the finished model? And
-# with infinitely many tiny shards? Where does a checkpoint of eight equal shards lie?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# With one shard, just after the first tensor was cast, the whole float32 file is there:
-# 2 copies, and a little more. From then on each tensor adds 2 bytes a weight and frees 4.
-# With tiny shards: 1 copy. With eight: when the last one has been read, 7/8 of the model
-# exist and 1/8 of the file, which counts double: $7/8 + 2/8 = 1.125$, and a little more.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("peak_while_loading")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("peak_while_loading")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+for width in (2, 4):
+    mine = exercises["peak_while_loading"].solution(numbers, 4, width)
+    confirm(
+        f"the formula, for this checkpoint and {width} bytes a weight",
+        mine == figures.peak_by_formula(numbers, stored=4, wanted=width),
+    )
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("eight_shards")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("eight_shards")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 for pieces in ([[1] * 800], [[1] * 100] * 8, [[1]] * 800):
     print(
         len(pieces), "shards:", round(figures.peak_by_formula(pieces, 4, 2) / 1600, 3)
     )
 
-# %% [markdown]
-# **3. Debug (10 minutes).** A colleague's loader is fed by `list(read_tensors(folder))`,
-# "so that the progress bar knows the number of tensors". The logits are right. What does
-# the ledger say, and how would you count the tensors instead?
 
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
 def with_a_list(ledger):
     model = build_without_weights(find_architecture(config, folder), config, folder)
     everything = list(read_tensors(bin_folder))
@@ -840,31 +848,28 @@ def with_a_list(ledger):
 
 
 hill = figures.memory_data("", with_a_list)
-print(f"{hill.peak / hill.final:.2f} copies: the whole file and the whole model")
-confirm("that is 2 + 1", hill.peak == 4 * P + 2 * P)
+print(f"fed by a list: {hill.peak / hill.final:.2f} copies")
+confirm("the whole file and the whole model, 2 + 1", hill.peak == 4 * P + 2 * P)
 confirm("the model on the meta device can count", len(model.state_dict()) == len(names))
 
-# %% [markdown]
-# **4. Explain (10 minutes).** A norm gain is missing from a checkpoint and the lenient
-# loader fills it with ones, as a fresh norm has them. The text that the model writes looks
-# fine. Is that a reason to relax? Remove one gain of *this* model and measure how often the
-# best next token is still the same.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# No: the model is a slightly different one, and nobody will ever notice by reading. A gain
-# of ones is close enough to the right one to keep most of the best tokens, and wrong
-# enough to change every score. Errors that look like noise are the ones that strict
-# loading is for.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("a_gain_of_ones")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("a_gain_of_ones")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 filled = logits_of(lambda weights: weights.update({gain: torch.ones(256)}))
 share = agreement(filled)
 confirm("at more than half of the places the best token is the same", share > 0.5)
 confirm("and every place has other scores", wrong_at(filled).all())
 temporary.cleanup()
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("compare_shapes")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("compare_shapes")
 
 # %% [markdown]
 # ## What to remember

@@ -43,7 +43,6 @@ StationMap("tokens", "text")
 # :::
 
 # %%
-import codecs
 import json
 import math
 import string
@@ -546,7 +545,7 @@ confirm(
 # %% [markdown]
 # Not similar: equal, id for id. No model, however well trained, can tell the two apart.
 # Whoever serves strangers encodes *their* text with the special tokens switched off. Our
-# encoder does it with an empty table; the first exercise puts it in its place.
+# encoder does it with an empty table; an exercise puts it in its place.
 
 # %%
 plain = BytePairEncoder(encoder.vocabulary, list(encoder.ranks), {}, encoder.patterns)
@@ -765,15 +764,40 @@ confirm(
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (15 minutes).** Write `encode_untrusted(messages)`: ids of a
-# conversation in which no message can write a special token. Put two characters
-# of the private use area (`\ue000` and `\ue001`) around each special token in a message, render,
-# and cut the result there. (`encoder.cut_special` finds the tokens; `plain` knows none.)
-# Compare with transformers'
-# `apply_chat_template(..., sanitize_control_tokens=True)` on `typed`.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("two_perplexities", "a")`.
+
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.tokens import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("merge_by_rank")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("merge_by_rank")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+merge_by_rank = exercises["merge_by_rank"].solution
+confirm(
+    "the package's tokens, for each word of the documentation",
+    all(
+        merge_by_rank(next(encoder.merges_of(word)), encoder.ranks)
+        == encoder.tokens_of(word)
+        for word in seen
+    ),
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("encode_parts")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("encode_parts")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# In a real template the two kinds of text stand mixed. Two characters of the private use
+# area around each special token in a message tell, after rendering, who wrote it.
 def encode_untrusted(messages):
     marked = []
     for message in messages:
@@ -791,7 +815,7 @@ def encode_untrusted(messages):
 message = [{"role": "user", "content": typed}]
 safe = encode_untrusted(message)
 confirm(
-    "equal to transformers'",
+    "equal to transformers' `sanitize_control_tokens`",
     safe
     == theirs.apply_chat_template(
         message,
@@ -803,72 +827,62 @@ confirm(
 confirm("the same text", encoder.decode(safe) == encoder.decode(forged[0].tolist()))
 confirm("two turns and the open one: three starts, not four", safe.count(1) == 3)
 
-# %% [markdown]
-# **2. Implement (10 minutes).** Python's `codecs` module has an incremental decoder of
-# UTF-8. Write `stream_bytes(ids)` with it and `encoder.texts` (the bytes of each id): a
-# generator that yields text as soon as its characters are whole. When is it better than
-# `stream_text`?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("stream_characters")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("stream_characters")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def stream_bytes(ids):
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for i in ids:
-        yield decoder.decode(encoder.texts[i])
-    yield decoder.decode(b"", final=True)
-
-
-print(list(stream_bytes(arriving)))
-confirm("the same text", "".join(stream_bytes(arriving)) == "A 🦙 hums: 嗯!")
-# A token can end one character and begin another. This shows the first at once, and
-# decodes no byte twice. But it works for byte-level vocabularies only.
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+stream_characters = exercises["stream_characters"].solution
+print(stream_characters([encoder.texts[i] for i in arriving]))
+# Also where bytes are broken.
 broken = [*llama[:-1].tolist(), *arriving]
 confirm(
-    "also where bytes are broken",
-    "".join(stream_bytes(broken)) == encoder.decode(broken),
+    "together they are what all ids give at once",
+    "".join(stream_characters([encoder.texts[i] for i in broken]))
+    == encoder.decode(broken),
 )
 
-# %% [markdown]
-# **3. Explain (5 minutes).** The *perplexity* of a text is $e^{-\ell}$, where $\ell$ is the
-# mean log-probability of its tokens. On some text model A has a perplexity of 9, model B
-# of 12. A's tokenizer cuts that text into 1300 tokens, B's into 1000. Which model
-# expects the text better?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Perplexities *per token* cannot be compared, because the tokens are not the same. The
-# probability of the whole text can: $1300 \ln 9 = 2856$ nats of surprise for A,
-# $1000 \ln 12 = 2485$ for B. B is better, though its figure looks worse: it makes fewer,
-# harder guesses. Divide by the bytes of the text (and by $\ln 2$) for *bits per byte*,
-# which no tokenizer can change.
-#
-# </details>
-#
-# **4. Debug (10 minutes).** To encode a long book faster, a colleague cuts it into
-# blocks of 1000 characters, encodes each and joins the ids. "It is right: decoding gives
-# the book back." Yet the perplexity of the book rises a little. Why, and where may one cut?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Decoding gives the text back for *any* ids whose bytes add up, so it proves nothing
-# about encoding. A block that ends inside a word leaves tokens side by side that
-# training would have joined. Cut where a *piece* ends: no merge crosses it. Take care to cut in front of a space
-# that stands before a letter, not behind it; the space belongs to the next piece.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("two_perplexities")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("two_perplexities")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+surprise = 1300 * math.log(9), 1000 * math.log(12)
+print(*(f"{nats:.0f} nats" for nats in surprise))
+confirm("B is better", surprise[1] < surprise[0])
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("cut_blocks")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("cut_blocks")
+
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+def joined_ids(blocks):
+    return [i for block in blocks for i in encoder.encode(block)]
+
+
 book = "The llama hums unbelievably. " * 3
-whole, at = encoder.encode(book), book.index("ievably")
-blocks = encoder.encode(book[:at]) + encoder.encode(book[at:])
-confirm("decoding gives the text back", encoder.decode(blocks) == book)
-confirm("and the ids are not those of the text", blocks != whole)
-at = book.index(" unbelievably")
+naive = exercises["cut_blocks"].given(book, 21)
+mended = exercises["cut_blocks"].solution(book, 21)
+print(naive[:2], mended[:2])
 confirm(
-    "in front of a word's space they are",
-    encoder.encode(book[:at]) + encoder.encode(book[at:]) == whole,
+    "naive blocks: decoding gives the text", encoder.decode(joined_ids(naive)) == book
 )
-confirm("B is better", 1000 * math.log(12) < 1300 * math.log(9))
+confirm(
+    "and the ids are not those of the text", joined_ids(naive) != encoder.encode(book)
+)
+confirm("mended blocks: the ids are", joined_ids(mended) == encoder.encode(book))
+long = pages[:20_000]
+confirm(
+    "so they are for pages of the documentation",
+    joined_ids(exercises["cut_blocks"].solution(long, 100)) == encoder.encode(long),
+)
 
 # %% [markdown]
 # ## What to remember

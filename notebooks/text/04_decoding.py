@@ -377,7 +377,7 @@ confirm("no number of rows exceeds its ceiling", (climb.decode < limits).all())
 # A processor too has such a number, its *balance*: the operations that it can do in the
 # time in which one byte arrives. Calls below the balance wait for memory, calls above
 # it for arithmetic; drawn over the intensity, the bound on speed is a slope and then a
-# roof, hence *roofline*. Exercise 1 does it for a machine of your choice. (It is what
+# roof, hence *roofline*. An exercise does it for a machine of your choice. (It is what
 # quantised weights are for in decode: the same operations, on fewer bytes.)
 #
 # ## The annotated source
@@ -780,100 +780,126 @@ for name, replacement in (
 #
 # ## Exercises
 #
-# **1. Implement (15 minutes).** A machine does `rate` operations a second, and reads
-# `bandwidth` bytes a second. No call can be faster than the slower of the two. Write
-# `seconds(call, rate, bandwidth)` for SmolLM2, with `call = (T, c, B)`, from
-# `figures.call_flops` and `figures.call_bytes`. For a machine with $10^{11}$ and
-# $10^{10}$: how many tokens a second can one row get at most, at 1024 tokens? What
-# bounds the prefill of 512? With how many rows of 128 tokens does decode begin to be
-# bound by arithmetic, and with how many of 1024?
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("kept_for_the_next_turn", "a")`.
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-machine = 1e11, 1e10  # its balance: 10 operations a byte
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.decoding import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("positions_of")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("positions_of")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+positions_of = exercises["positions_of"].solution
+confirm(
+    "the package's", torch.equal(positions_of(is_token, 11), padded_positions(is_token))
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("end_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("end_rows")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+drawn = generate(CountingModel(), prompts, max_new_tokens=5)
+for stops in ([[2], [9], [7, 8]], [[], [7], [7]]):
+    ended = generate(CountingModel(), prompts, max_new_tokens=5, stop_ids=stops)
+    mine = exercises["end_rows"].solution(drawn[:, 1:], stops)
+    confirm(f"`generate` with {stops}: the same", torch.equal(mine, ended[:, 1:]))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("step_seconds")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("step_seconds")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# A machine with 10 operations a byte, and SmolLM2 in float32.
+machine = 1e11, 1e10
+attention = 4 * SMOLLM2.num_layers * SMOLLM2.num_heads * SMOLLM2.head_dim
+sizes = {"weights": P, "kept": M, "attention": attention, "width": 4}
+step = exercises["step_seconds"].solution(1, 1024, sizes, *machine)
+print(f"one row of 1024 tokens: at most {1 / step:.1f} tokens a second")
 
 
 def seconds(call, rate, bandwidth):
+    """The same bound for any call (T, c, B), and what sets it."""
     arithmetic = figures.call_flops(SMOLLM2, *call) / rate
     memory = figures.call_bytes(SMOLLM2, *call) / bandwidth
     return max((arithmetic, "arithmetic"), (memory, "memory"))
 
 
-step, bound = seconds((1, 1023, 1), *machine)
-print(f"one row: {1 / step:.1f} tokens a second, bound by {bound}")
+confirm("for one token the same", seconds((1, 1023, 1), *machine) == (step, "memory"))
 read, bound = seconds((512, 0, 1), *machine)
 print(f"prefill of 512: {read:.2f} seconds, bound by {bound}")
 bounds = [seconds((1, 127, n), *machine)[1] for n in range(1, 100)]
-print("rows of 128 tokens:", bounds.index("arithmetic") + 1, "of them")
-confirm("rows of 1024: the ceiling is below the balance", ceilings[1024] < 10)
+print("rows of 128 tokens: bound by arithmetic from", bounds.index("arithmetic") + 1)
+confirm("rows of 1024: never, the ceiling is below the balance", ceilings[1024] < 10)
 
-# %% [markdown]
-# **2. Implement (15 minutes).** A prompt of 8000 tokens makes scores of $8000 \times
-# 8000$ in every head. Write `prefill_in_chunks(model, tokens, cache, size)`: the same
-# cache, the same last logits, `size` tokens at a time (transformers:
-# `prefill_chunk_size`). Check it. Count: is it more work, or less?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("prefill_in_chunks")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("prefill_in_chunks")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def prefill_in_chunks(model, tokens, cache, size):
-    for chunk in tokens.split(size, dim=1):
-        logits = model(chunk, cache, last_logits_only=True)
-    return logits
-
-
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+prefill_in_chunks = exercises["prefill_in_chunks"].solution
 prompt = torch.randint(97, (1, 60))
 expected = model(prompt, last_logits_only=True)
-found = prefill_in_chunks(model, prompt, model.new_cache(1, 60), 7)
-confirm("the same logits", close(found, expected))
+found = prefill_in_chunks(model, prompt, 7)
+confirm("the last are those of the prompt at once", close(found[:, -1:], expected))
 at_once = counted(model, prompt, last_logits_only=True)
-cut = counted(prefill_in_chunks, model, prompt, model.new_cache(1, 60), 7)
-confirm("less work", cut < at_once)
+confirm("less work", counted(prefill_in_chunks, model, prompt, 7) < at_once)
 pairs = sum(len(c) * (c[-1] + 1) for c in torch.arange(60).split(7))
 print(f"pairs of a token and a key: {pairs} in chunks, {60**2} at once")
 
-# %% [markdown]
-# At once, the mask throws away nearly half of what was computed. Chunks never compute
-# most of it.
-#
-# **3. Explain (5 minutes).** You keep the cache after an answer, for the user's next
-# question. `generate` wrote $n$ tokens after a prompt of $p$. How many are in the
-# cache? What must the next prefill begin with? And what if the row had ended earlier
-# than others of its batch?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# $p + n - 1$: the last one was drawn, not read. The next prefill begins with it, and
-# then come the tokens of the new turn. Forget it, and the model never learns how its
-# own answer ended (for a chat, that the turn is over). A row that had ended early has
-# repeats of its stop id in its cache, which no text would have. Rewinding does not
-# help, for `length` is one number for all rows; hide them with `is_token`, or read the
-# row again.
-#
-# </details>
-#
-# **4. Debug (10 minutes).** A colleague has no mask at hand, and makes one: `is_token =
-# tokens != pad_id`. With plain texts it works; with chats, where SmolLM2's padding is
-# its end token, `generate` says that padding must stand on the left. Which tokens
-# would have been hidden, and what would have happened without the error?
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("kept_for_the_next_turn")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("kept_for_the_next_turn")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+cache = model.new_cache(1, 20)
+with patch.object(model, "new_cache", lambda *_: cache):
+    generate(model, tokens[:1], max_new_tokens=5)
+confirm("12 tokens of prompt and 5 new ones: 16 in the cache", cache[0].length == 16)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("pad_left")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("pad_left")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 chats = [
     tokenizer.chat([{"role": "user", "content": text}])
     for text in ("What is the capital of Japan?", "Hello!")
 ]
 batch = tokenizer.pad(chats)
+mine = exercises["pad_left"].solution(
+    [chat[0].tolist() for chat in chats], tokenizer.pad_id
+)
+confirm("the package's batch", all(map(torch.equal, mine, batch)))
 guessed = batch.tokens != tokenizer.pad_id
 hidden = batch.is_token & ~guessed
-print("tokens hidden in each row:", hidden.sum(dim=1).tolist())
+print("tokens that a guess hides in each row:", hidden.sum(dim=1).tolist())
 mine, guess = (
     real(batch.tokens, is_token=mask, last_logits_only=True)
     for mask in (batch.is_token, guessed)
 )
 confirm("other logits, without a word", (mine - guess).abs().max() > 1)
+try:
+    generate(real, batch.tokens, is_token=guessed, max_new_tokens=1)
+except ValueError as error:
+    print(str(error).split(", got")[0])
 
 # %% [markdown]
-# The ends of the turns would have been invisible: of the system message, and of the
-# question. No guess is a substitute for the mask that the tokenizer returns.
-#
 # ## What to remember
 #
 # - Prefill and decode are one function, called with $T = p$ and with $T = 1$. $n$ new

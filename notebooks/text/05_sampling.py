@@ -826,21 +826,49 @@ confirm("temperature after the softmax does nothing", torch.allclose(lukewarm, p
 #
 # ## Exercises
 #
-# **1. Implement (10 minutes).** A *frequency penalty* subtracts $\alpha$ from a token's
-# score for each time that it has come. Write `frequency_penalty(logits, tokens, alpha)`
-# for a batch. Show that a constant added to all scores does not change what it does.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("ten_seeds", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.sampling import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def frequency_penalty(logits, tokens, alpha):
-    times = torch.zeros_like(logits)
-    times.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=times.dtype))
-    return logits - alpha * times
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("top_p_shares")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("top_p_shares")
 
-row = frequency_penalty(torch.zeros(1, 4), torch.tensor([[2, 0, 2]]), 0.5)
-confirm("counts each time", row.tolist() == [[-0.5, 0.0, -1.0, 0.0]])
-noisy = torch.randn(40, 300)
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+top_p_shares = exercises["top_p_shares"].solution
+noisy = 3 * torch.randn(40, 300, generator=generator(0))
+confirm(
+    "as the package's temperature, top-p and softmax",
+    torch.allclose(
+        top_p_shares(noisy, 0.7, 0.8),
+        top_p(temperature(noisy, 0.7), 0.8).softmax(-1),
+        atol=1e-6,
+    ),
+)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("repetition_penalty")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("repetition_penalty")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+mine = exercises["repetition_penalty"].solution(noisy, tokens, 1.3)
+confirm("as the package's", torch.equal(mine, repetition_penalty(noisy, tokens, 1.3)))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("frequency_penalty")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("frequency_penalty")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+frequency_penalty = exercises["frequency_penalty"].solution
 confirm(
     "does not see a constant",
     torch.allclose(
@@ -850,72 +878,50 @@ confirm(
     ),
 )
 
-# %% [markdown]
-# **2. Explain (5 minutes).** A friend sets `temperature=0.7, top_k=1` and wonders why
-# ten seeds give ten times the same text. Another sets `top_p=0.01` and gets that text,
-# too, though not on every model. Why?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# With $k = 1$ only the best token stays, and its renormalised probability is 1 at any
-# temperature: that is greedy (but for exact ties, which top-k keeps). Top-p 0.01 keeps
-# the fewest tokens that have 1 % between them. The best alone has 1 % unless the
-# distribution is flatter than any that you have seen at temperature 1 here; on a model
-# (or at a temperature) where the best has less, two or more stay, and the seed matters
-# again.
-#
-# </details>
-#
-# **3. Debug (10 minutes).** A min-p without the softmax, "to save time":
-#
-# ```python
-# def fast_min_p(logits, m):
-#     border = m * logits.amax(dim=-1, keepdim=True)
-#     return logits.masked_fill(logits < border, -torch.inf)
-# ```
-#
-# It seems to work. Find scores for which it keeps nothing at all, and a change of the
-# scores that changes no probability but changes what it keeps. Then make it right,
-# still without a softmax.
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("draw_without_return")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("draw_without_return")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def fast_min_p(logits, m):
-    border = m * logits.amax(dim=-1, keepdim=True)
-    return logits.masked_fill(logits < border, -torch.inf)
-
-
-def right_min_p(logits, m):  # p_i >= m p_best  is  z_i >= z_best + ln m
-    border = logits.amax(dim=-1, keepdim=True) + math.log(m)
-    return logits.masked_fill(logits < border, -torch.inf)
-
-
-below = torch.tensor([[-1.0, -2.0, -3.0]])
-confirm("scores below zero: it keeps none", not fast_min_p(below, 0.1).isfinite().any())
-kept = [fast_min_p(below + c, 0.1).isfinite().sum().item() for c in (2, 4, 40)]
-print("constants 2, 4, 40 added: it keeps", kept)
-confirm("a constant changes what it keeps", len(set(kept)) > 1)
-noisy = 3 * torch.randn(40, 300)
-confirm("with ln m: as min_p", torch.equal(right_min_p(noisy, 0.1), min_p(noisy, 0.1)))
-
-# %% [markdown]
-# **4. Implement (10 minutes).** Beam search that samples wants several *different*
-# tokens in one draw. The race makes it easy: do not stop at the winner. Write
-# `draw_without_return(shares, n, generator)` and compare it with
-# `torch.multinomial(shares, n, generator=…)` for the same seed.
-
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def draw_without_return(shares, n, generator):
-    times = torch.empty_like(shares).exponential_(generator=generator)
-    return (shares / times).topk(n, dim=-1).indices
-
-
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 shares = unsure.softmax(-1)
 for seed in range(5):
-    mine = draw_without_return(shares, 4, generator(seed))
+    times = torch.empty_like(shares).exponential_(generator=generator(seed))
+    mine = exercises["draw_without_return"].solution(shares, times, 4)
     theirs = torch.multinomial(shares, 4, generator=generator(seed))
     confirm(f"seed {seed}: the same four", torch.equal(mine, theirs))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("ten_seeds")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("ten_seeds")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+for t in (0.7, 1.5):
+    shares = Sample(temperature=t, top_k=1).probabilities(unsure, start[:1])
+    confirm(f"top-k 1 at {t}: one token has all", shares.max() == 1)
+cold, hot = (
+    Sample(temperature=t, top_p=0.01).probabilities(unsure, start[:1]) for t in (1, 2.0)
+)
+confirm("top-p 0.01: one token at temperature 1", (cold > 0).sum() == 1)
+confirm("two at temperature 2: the best has less than 1 %", (hot > 0).sum() == 2)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("fast_min_p")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("fast_min_p")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+given, mended = exercises["fast_min_p"].given, exercises["fast_min_p"].solution
+below = torch.tensor([[-1.0, -2.0, -3.0]])
+kept = [given(below + c, 0.1).isfinite().sum().item() for c in (0, 2, 4, 40)]
+print("constants 0, 2, 4, 40 added: the given one keeps", kept)
+confirm("nothing, where scores are below zero", kept[0] == 0)
+confirm("a constant changes what it keeps", len(set(kept)) > 1)
+confirm("with ln m: as min_p", torch.equal(mended(noisy, 0.1), min_p(noisy, 0.1)))
 
 # %% [markdown]
 # ## What to remember

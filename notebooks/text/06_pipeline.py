@@ -745,28 +745,28 @@ confirm(
 # %% [markdown]
 # ## Exercises
 #
-# **1. Implement (15 minutes).** Write `choose(pipe, messages, answers)`: the answer with
-# the highest log-probability, all of them scored in *one* call of the model. Pad with
-# `pipe.tokenizer.pad`; `token_log_probs` takes `is_token`. Check your sums against those
-# of the section on scoring.
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("cut_the_prompt", "a")`.
 
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.pipeline import chapter as exercises
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-def choose(pipe, messages, answers):
-    prompt = pipe.encode(messages)
-    ends = [pipe.tokenizer.encode(answer) for answer in answers]
-    batch = pipe.tokenizer.pad([torch.cat([prompt, end], dim=1) for end in ends])
-    scores = token_log_probs(pipe.model, batch.tokens, is_token=batch.is_token)
-    # All rows end together: the last tokens of each are its answer's.
-    sums = [
-        row[-end.shape[1] :].sum().item() for row, end in zip(scores, ends, strict=True)
-    ]
-    return answers[sums.index(max(sums))], sums
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("answer_scores")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("answer_scores")
 
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# The cities of the section on scoring, in one call of the model.
 cities = [f"The capital of Japan is {city}." for city in options]
-best, sums = choose(pipe, chat, cities)
-confirm("Tokyo", best == cities[0])
+answers = [tokenizer.encode(city) for city in cities]
+lengths = [answer.shape[1] for answer in answers]
+rows = tokenizer.pad([torch.cat([prompt, answer], dim=1) for answer in answers])
+logits = model(rows.tokens, is_token=rows.is_token)
+sums = exercises["answer_scores"].solution(logits, rows.tokens, lengths).tolist()
+confirm("Tokyo", sums.index(max(sums)) == 0)
 confirm(
     "the sums = those one by one",
     all(
@@ -774,42 +774,46 @@ confirm(
         for a, b in zip(sums, options.values(), strict=True)
     ),
 )
-confirm(
-    "the lengths differ, so there was padding",
-    len({tokenizer.encode(c).shape[1] for c in cities}) > 1,
-)
+confirm("the lengths differ, so there was padding", len(set(lengths)) > 1)
 
-# %% [markdown]
-# **2. Explain (5 minutes).** `postprocess` decodes the new ids only. Would decoding
-# everything and cutting off the first `len(prompt)` characters give the same?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Not for a conversation: decoding leaves special tokens out, so the decoded prompt is
-# shorter than the text that was encoded, and the cut eats the answer's beginning. Nor
-# always for a text: what the tokenizer normalises or lacks does not come back as it went
-# in. The ids know where the prompt ends; characters do not. (transformers' pipeline cuts
-# ids, too, and puts the prompt's *text* in front when asked for the full text.)
-#
-# </details>
-#
-# **3. Debug (10 minutes).** To stay inside the context, a colleague drops the two oldest
-# messages each turn. The prompts stay short, but the prompt cache now saves almost
-# nothing. Show why with `figures.common_prefix`. Would it help to cut the dropped tokens out of
-# the cache, too?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The old prompt and the new one part right after the system message: the next token
-# belongs to another question. Everything behind it must be read again, at every turn (see
-# below). Cutting the keys out of the cache would give something else: the keys and values
-# of later tokens were computed, from the second layer on, from rows that *had seen* the
-# dropped messages; and their positions would have a gap. It is done at times, as an
-# approximation. Better: drop many messages, seldom.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("still_to_read")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("still_to_read")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# The three prompts of the conversation above, with the ids that the cache had seen.
+seen, reads = [], []
+for k in range(3):
+    ids_of_turn = pipe.encode(messages[: 2 * k + 1])[0].tolist()
+    reads.append(len(exercises["still_to_read"].solution(seen, ids_of_turn)))
+    written = tokenizer.encode(replies[k])[0].tolist()  # but not the stop id
+    seen = ids_of_turn + written
+confirm("what the memory read in each turn", reads == memory.read)
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("cut_the_prompt")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("cut_the_prompt")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+text = raw.decode(batch.tokens[0].tolist(), skip_special_tokens=False)
+decoded = tokenizer.decode(batch.tokens[0])
+print(len(text), "characters were encoded,", len(decoded), "come back")
+both = tokenizer.decode(torch.cat([batch.tokens[0], ids[0]]))
+confirm("the answer is there", both.endswith(called))
+confirm("the marks have more characters", len(text) - len(decoded) > len(called))
+confirm("so nothing is left of it", both[len(text) :] == "")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("drop_the_oldest")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("drop_the_oldest")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 before = pipe.encode(messages[:3])[0].tolist()  # two questions
 grown = pipe.encode(messages[:5])[0].tolist()
 trimmed = pipe.encode(messages[2:5])[0].tolist()
@@ -818,22 +822,14 @@ print(f"of {len(before)} tokens, grown keeps {kept[0]}, trimmed {kept[1]}")
 system = pipe.encode([{"role": "user", "content": ""}])
 confirm("no more than the system message and the next role", kept[1] < system.shape[1])
 
-# %% [markdown]
-# **4. Debug (10 minutes).** "I seed the generator, and `pipe(a, sampler=...)` repeats
-# itself. But `pipe([a, b], sampler=...)` gives another answer to `a`, with the same seed.
-# Your padding is broken!" Is it?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# No. Greedily the row is the same, alone or padded, and so are its probabilities. But one
-# generator draws for all rows in turn: with a second row, the numbers that would have
-# been drawn for `a`'s second token go to `b`. Same distribution, other draw. To repeat an
-# answer, repeat the whole batch; or give each row a generator of its own.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("seed_in_a_batch")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("seed_in_a_batch")
 
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 def drawn(prompts):
     sampler = Sample(generator=torch.Generator().manual_seed(5))
     return chatglm(prompts, max_new_tokens=8, sampler=sampler)
@@ -842,6 +838,12 @@ def drawn(prompts):
 together = drawn([verse, "The earth was"])
 confirm("the same batch, the same answers", drawn([verse, "The earth was"]) == together)
 confirm("alone, another", drawn([verse])[0] != together[0])
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("until_stop")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("until_stop")
 
 # %% [markdown]
 # ## What to remember

@@ -366,7 +366,7 @@ for k in (1, 15, 30, 265, 500):
 # ## The annotated source
 #
 # Four short functions of {py:mod}`annotated_src.training` are the whole loop. Windows
-# from random places; AdamW that leaves gains and biases alone (Exercise 3 asks why); one
+# from random places; AdamW that leaves gains and biases alone (an exercise asks why); one
 # step; many.
 
 # %%
@@ -762,21 +762,38 @@ confirm("and behind after sixty", cold > warm + 0.03)
 # %% [markdown]
 # ## Exercises
 #
-# **1. Explain and show (5 minutes).** Give our model a *tied* head, and $\sigma = 0.02$.
-# Before training, which token does it think most likely to come next?
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# The one that it has just read. At first the layers add little, so the stream still holds
-# the embedding $e$ of that token, and the row of the head that is most like $e$ is $e$
-# itself. If the layers added nothing, its score would be
-# $\sqrt D\, \lVert e \rVert \approx \sigma D = 2.6$, against a spread of
-# $\sigma \sqrt D \approx 0.2$ for the others. With what they add it is about 2.
-# Left to itself, an untrained tied model says one token for ever.
-#
-# </details>
+# Write your function in a cell of your own and give it to `check`. A question takes its
+# name and a letter: `check("gains_without_decay", "a")`.
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %%
+from annotated_src.exercises import check  # noqa: F401 - for your cells
+from annotated_src.exercises.training import chapter as exercises
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("next_token_loss")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("next_token_loss")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("learning_rate")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("learning_rate")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("adamw_step")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("adamw_step")
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("first_guess_of_a_tied_head")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("first_guess_of_a_tied_head")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 from dataclasses import replace
 
 tied = Llama(replace(config, tied_head=True))
@@ -791,21 +808,29 @@ confirm("the others' spread is about 0.2", 0.15 < scores.std() < 0.35)
 forever = generate(tied, random_ids[:1, :5], max_new_tokens=20)[0, 4:]
 confirm("and it says it for ever", (forever == forever[0]).all())
 
-# %% [markdown]
-# **2. Implement (10 minutes).** A batch of 8 windows does not fit into memory; 4 do. Get
-# exactly the gradient of the batch of 8 from two passes.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# `backward` adds to what is in `.grad` already. So run both halves without
-# `zero_grad` between them, and halve each loss: the mean over 8 is the mean of the two
-# means over 4. (That holds since all windows are of one length. With padding
-# the halves count different numbers of labels, and each must be weighted by its number:
-# `num_items_in_batch` in transformers' `Trainer` is there for it.)
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("gains_without_decay")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("gains_without_decay")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+scaled = copy.deepcopy(model)
+with torch.no_grad():
+    for block in scaled.blocks:
+        block.ffn_norm.weight *= 2
+        block.ffn.gate_proj.weight /= 2
+        block.ffn.up_proj.weight /= 2
+    confirm("the same model", torch.equal(scaled(windows), model(windows)))
+
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("gradient_in_parts")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("gradient_in_parts")
+
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
+# With windows of one length the colleague was right: two halves = the whole.
 whole, halves = copy.deepcopy(model), copy.deepcopy(model)
 whole.zero_grad(), halves.zero_grad()
 next_token_loss(whole(batch), batch).backward()
@@ -817,44 +842,13 @@ same = [
 ]
 confirm("two halves = the whole", all(same))
 
-# %% [markdown]
-# **3. Explain (5 minutes).** Why does weight decay leave the gains of the norms alone?
-# Hint: multiply all gains of a norm by 2, and say how to change the matrices
-# behind it so that the model stays the same.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# Halve the matrices that read the norm's output: the model is the same function. So the
-# size of a gain alone says nothing. What decay is meant to keep small is the product, and
-# the decay of the matrix does that already. Decay of the gain would pull it towards 0,
-# where nothing passes at all; its neutral value is 1. A bias, likewise, belongs wherever
-# it is needed.
-#
-# </details>
+# %% tags=["remove-input"] jupyter={"source_hidden": true}
+exercises.show("too_good_to_be_true")
 
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
-scaled = copy.deepcopy(model)
-with torch.no_grad():
-    for block in scaled.blocks:
-        block.ffn_norm.weight *= 2
-        block.ffn.gate_proj.weight /= 2
-        block.ffn.up_proj.weight /= 2
-    confirm("the same model", torch.equal(scaled(windows), model(windows)))
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution", "answer"]
+exercises.solution("too_good_to_be_true")
 
-# %% [markdown]
-# **4. Debug (10 minutes).** A colleague reports a training loss under 0.5 after 200 steps,
-# with the right mask and the right shift. Sampling gives fluent, sensible pages. What do
-# you ask for, and what do you expect to see? Reproduce the report.
-#
-# <details class="solution"><summary>Solution</summary>
-#
-# You ask how long the text is, and for the loss on pages that were not in it. The model
-# is reciting: with few pages and many steps even 0.2 million weights learn them by heart.
-# On other pages it is then worse than a blind guess, since it is sure of itself and wrong.
-#
-# </details>
-
-# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"} tags=["hide-cell", "solution"]
+# %% jupyter={"source_hidden": true} mystnb={"code_prompt_show": "More on it", "code_prompt_hide": "More on it"} tags=["hide-cell", "solution"]
 everything = train_ids
 train_ids = everything[1000:1400]  # a page or two
 parrot, by_heart, _ = small_run(200, 6e-3)
