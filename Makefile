@@ -40,6 +40,7 @@ test: $(READY) lint weights-if-possible ## Run all tests, with every notebook ru
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 	$(call say,"running every notebook again and comparing its outputs")
 	set -e; chapters=$$($(BIN)/python notebooks/execute.py --runnable); test -n "$$chapters"; \
+	ANNOTATED_SRC_PROGRESS=$(CURDIR)/.build/progress.json \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --nbval --nbval-current-env $$chapters
 
 .PHONY: lint
@@ -68,9 +69,19 @@ weights-if-possible: $(READY)
 	@$(BIN)/python -m annotated_src.weights \
 	  || $(BIN)/python notebooks/execute.py --runnable > /dev/null
 
+SEED ?= 1
+.PHONY: exercises
+exercises: $(READY) ## Write notebooks for a class, and a course for nbgrader, to .build/exercises.
+	$(call say,"writing the exercises of all chapters")
+	$(BIN)/python -m annotated_src.classroom --seed $(SEED)
+
 .PHONY: equality
 equality: $(READY) ## Write the book's table of equality with the original ChatGLM-6B.
 	WRITE_EQUALITY=1 $(BIN)/python -m pytest tests/test_golden.py -q
+
+.PHONY: kills
+kills: $(READY) ## Write the book's page of which mistakes the exercises catch.
+	$(BIN)/python tests/exercises/kills.py
 
 .PHONY: bench
 bench: $(READY) weights-if-possible ## Measure speed beside transformers, llama.cpp and a device's runtime.

@@ -33,6 +33,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "sphinx-mathjax-offline",
     "accessible",
+    "notebook_links",
 ]
 exclude_patterns = ["_build", "**/*.py", "**/.ipynb_checkpoints"]
 
