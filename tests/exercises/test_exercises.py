@@ -10,8 +10,10 @@ from pathlib import Path
 import kills
 import pytest
 
-from annotated_src.checks.diagnosis import check_choice, check_function
-from annotated_src.checks.exercise import Question, Task
+from annotated_src.checks.diagnosis import check_choice, check_function, finding
+from annotated_src.checks.exercise import Question, Task, size
+from annotated_src.checks.running import run
+from annotated_src.checks.wording import arguments
 from annotated_src.exercises import CHAPTERS, chapters, find
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,17 @@ def questions(module):
 @functools.cache
 def script(chapter):
     return (ROOT / "notebooks" / f"{chapter.path}.py").read_text("utf-8")
+
+
+def first_that_shows(task, function):
+    """The first of the inputs, which are sorted by size, that shows a mistake."""
+    cases = task.inputs()
+    sizes = [size(case) for case in cases]
+    assert sizes == sorted(sizes)
+    for case, right in zip(cases, task.expected(), strict=True):
+        if finding(task, case, right, run(function, case, twice=False)):
+            return case
+    raise AssertionError(f"{task.name}: no input shows it")
 
 
 @each_chapter
@@ -66,12 +79,15 @@ def test_right_solutions_pass_in_under_a_second(module):
 def test_each_mistake_fails_by_its_own_name_in_under_a_second(module):
     for task in tasks(module):
         assert len(task.mistakes) >= 5, task.name
+        assert len(task.inputs()) >= 2, task.name
         for mistake in task.mistakes:
             start = time.process_time()
             answer = check_function(task, mistake.function)
             assert not answer, f"{task.name}: {mistake.name} passes"
             assert answer.mistake == mistake.name, f"{mistake.name}:\n{answer!r}"
             assert time.process_time() - start < 1, f"{task.name}, {mistake.name}"
+            smallest = arguments(task, first_that_shows(task, mistake.function))
+            assert smallest in {part.code for part in answer.parts}, mistake.name
 
 
 @each_chapter
@@ -81,12 +97,6 @@ def test_inputs_of_other_seeds_do_as_well(module):
             assert check_function(task, task.solution, seed)
             for mistake in task.mistakes:
                 assert not check_function(task, mistake.function, seed), mistake.name
-
-
-@each_chapter
-def test_the_smallest_input_comes_first(module):
-    for task in tasks(module):
-        assert len(task.inputs()) >= 2, task.name
 
 
 @each_chapter
