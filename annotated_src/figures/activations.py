@@ -16,6 +16,7 @@ from annotated_src.figures.style import (
     BLUE,
     GREEN,
     GREY,
+    GREY_INK,
     INK,
     ORANGE,
     BookFigure,
@@ -138,8 +139,8 @@ def product_data() -> ProductData:
 
 def draw_bend(data: BendData) -> BookFigure:
     """Draw the curves near the bend, and their slopes."""
-    figure, (left, right) = panels(1, 2, width=9.2, height=4.0)
-    colours = {"ReLU": GREY, "SiLU": ORANGE, "GELU": BLUE}
+    figure, (left, right) = panels(1, 2, height=3.9)
+    colours = {"ReLU": GREY_INK, "SiLU": ORANGE, "GELU": BLUE}
     for name, colour in colours.items():
         left.plot(data.x, data.values[name], color=colour)
         right.plot(data.x, data.slopes[name], color=colour)
@@ -155,14 +156,14 @@ def draw_bend(data: BendData) -> BookFigure:
             va="center",
             arrowprops={"arrowstyle": "-", "color": colours[name], "shrinkB": 4},
         )
-    left.text(-3.2, 0.03, "ReLU", color=GREY)
+    left.text(-3.2, 0.03, "ReLU", color=GREY_INK)
     left.set(
         xlim=(-5, 1.6), ylim=(-0.55, 1.5), xlabel="x", title="Value: a dip below 0"
     )
     right.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
     right.text(1.5, 1.15, "GELU", color=BLUE, ha="center")
     right.text(3.6, 1.11, "SiLU", color=ORANGE, ha="center")
-    right.text(0.12, 0.04, "ReLU jumps at 0", color=GREY)
+    right.text(0.12, 0.04, "ReLU jumps at 0", color=GREY_INK)
     right.set(
         xlim=(-5, 5), ylim=(-0.2, 1.27), xlabel="x", title="Slope: under 0, over 1"
     )
@@ -173,15 +174,15 @@ def draw_bend(data: BendData) -> BookFigure:
 
 def draw_constant(data: ConstantData) -> BookFigure:
     """Draw the error of the gate, and the error of GELU over the 16-bit steps."""
-    figure, (left, right) = panels(1, 2, width=9.2, height=4.2)
+    figure, (left, right) = panels(1, 2, height=3.9)
     fitted, taylor = (data.gate_errors[c] * 1e4 for c in (GELU_CUBIC, TAYLOR_CUBIC))
     peak = data.peak * 1e4
-    left.axhspan(-peak, peak, color=BLUE, alpha=0.12, linewidth=0)
+    left.axhspan(-peak, peak, color=BLUE, alpha=0.07, linewidth=0)
     left.axhline(0, color=INK, linewidth=0.6)
     left.plot(data.x, taylor, color=ORANGE, linestyle="--")
     left.plot(data.x, fitted, color=BLUE)
-    left.text(2.75, 2.75, f"Taylor: {TAYLOR_CUBIC:.5f}", color=ORANGE)
-    left.text(2.75, -1.15, f"paper: {GELU_CUBIC}", color=BLUE)
+    left.text(2.85, 2.75, f"Taylor: {TAYLOR_CUBIC:.5f}", color=ORANGE)
+    left.text(2.5, -1.15, f"paper: {GELU_CUBIC}", color=BLUE)
     left.text(0.07, peak + 0.08, f"+{peak:.2f}", color=BLUE)
     left.text(0.07, -peak - 0.1, f"−{peak:.2f}", color=BLUE, va="top")
     left.set(
@@ -190,12 +191,12 @@ def draw_constant(data: ConstantData) -> BookFigure:
         xlabel="x",
         title="tanh gate − Φ, in units of 0.0001",
     )
-    right.semilogy(data.wide, data.half_steps["bfloat16"], color=GREY)
+    right.semilogy(data.wide, data.half_steps["bfloat16"], color=GREY_INK)
     right.semilogy(data.wide, data.half_steps["float16"], color=GREEN)
     right.semilogy(data.wide, data.gelu_error, color=BLUE)
-    right.text(3.9, 1.15e-2, "half a step of bfloat16", color="#59626D", ha="right")
+    right.text(3.9, 1.15e-2, "half a step of bfloat16", color=GREY_INK, ha="right")
     right.text(3.9, 1.2e-3, "of float16", color=GREEN, ha="right")
-    right.text(2.15, 2.0e-5, "tanh GELU\n− exact", color=BLUE, ha="left", va="top")
+    right.text(-2.6, 7e-4, "tanh − exact", color=BLUE, ha="center", va="bottom")
     right.set(
         xlim=(-4.5, 4.5), ylim=(1e-8, 4e-2), xlabel="x", title="Can 16 bits see it?"
     )
@@ -204,7 +205,7 @@ def draw_constant(data: ConstantData) -> BookFigure:
 
 def draw_product(data: ProductData) -> BookFigure:
     """Draw four maps over (x, y): a unit and a layer, plain and gated."""
-    figure, axes = panels(2, 2, width=8.0, height=8.2, sharex=True, sharey=True)
+    figure, axes = panels(2, 2, height=7.3, sharex=True, sharey=True)
     titles = (
         "One plain unit, silu(x): stripes",
         "One gated unit, silu(x) · y",

@@ -16,7 +16,7 @@ from annotated_src.attention import attend
 from annotated_src.figures.style import (
     BLUE,
     GREEN,
-    GREY,
+    GREY_INK,
     INK,
     ORANGE,
     BookFigure,
@@ -151,57 +151,49 @@ def flow_data(num_tokens: int = 12, window: int = 3) -> FlowData:
             jacobian = cast(Tensor, torch.autograd.functional.jacobian(stack, x))
             # (1, T, D, 1, T, D): of each number that leaves, by each that enters
             sizes.append(torch.linalg.vector_norm(jacobian[0, :, :, 0], dim=(1, 3)))
-            titles.append(f"{name}\n{depth} layer{'s' if depth > 1 else ''}")
+            titles.append(f"{name}, {depth} layer{'s' if depth > 1 else ''}")
     return FlowData(titles, sizes)
 
 
 def draw_rhyme(data: RhymeData) -> BookFigure:
-    """Draw the words in a line, both heads as arcs, and the guesses below."""
-    figure, (ax,) = panels(width=8.2, height=4.0)
-    places = _word_places(data.words)
+    """Draw the words in a column, both heads as arcs, and the guesses beside them."""
+    figure, (ax,) = panels(height=5.9)
     vocabulary = dict(zip(data.ids.tolist(), data.words, strict=True))
     for t, word in enumerate(data.words):
-        ax.text(places[t], 0, word, ha="center", va="center", size=10.5)
+        ax.text(-2.3, t, word, va="center")
         if t:
-            _arc(ax, places[t], places[t - 1], -0.24, -0.36, GREY, 1.1)
+            _arc(ax, t, t - 1, -2.6, -0.8, GREY_INK, 1.1)
         following = data.words[t + 1] if t + 1 < len(data.words) else None
         for s in data.found[t, 1:].gt(0.1).nonzero()[:, 0].add(1).tolist():
             colour = _verdict(data.words[s], following)
-            height = 0.66 * (places[t] - places[s]) ** 0.5
             width = 0.6 + 2.2 * data.found[t, s].item()
-            _arc(ax, places[t], places[s], 0.24, height, colour, width)
+            _arc(ax, t, s, 0.3, 2.6 * (t - s) ** 0.5, colour, width)
         likely = data.guesses[t, 1:].gt(0.1).nonzero()[:, 0].add(1).tolist()
-        for line, guess in enumerate(vocabulary[i] for i in likely):
+        for place, guess in enumerate(vocabulary[i] for i in likely):
             colour = _verdict(guess, following)
-            _guess(ax, places[t], line, guess, colour)
-    left = places[0] - 0.5
-    notes = (
-        (3.15, "layer 2: what followed", INK),
-        (2.79, "a word like me?", INK),
-        (2.30, "came true", GREEN),
-        (1.94, "did not (dashed)", ORANGE),
-        (1.58, "comes next", BLUE),
-        (-0.87, "layer 1: who stands before me?", GREY),
-        (-1.5, "guess for the next word", INK),
-    )
-    for y, words, colour in notes:
-        ax.text(left, y, words, va="center", color=colour)
-    ax.set_xlim(left, places[-1] + 0.75)
-    ax.set_ylim(-2.05, 3.4)
+            words = f"{guess} {MARKS[colour]}"
+            ax.text(11.5 + 4.3 * place, t, words, va="center", color=colour)
+    for x, words, colour in (
+        (-7.3, "layer 1:\nwho stands\nbefore me?", GREY_INK),
+        (0.3, "layer 2: what followed\na word like me?", INK),
+        (11.5, "guess for the next word:\n✓ came true  ✗ did not", INK),
+    ):
+        ax.text(x, -1.0, words, va="bottom", color=colour)
+    ax.set(xlim=(-7.4, 20.6), ylim=(len(data.words) - 0.4, -3.9))
     ax.axis("off")
     return figure
 
 
 def draw_scale(data: ScaleData) -> BookFigure:
     """Draw how many tokens a query looks at, and how well the softmax still learns."""
-    figure, (left, right) = panels(1, 2, width=7.6, height=3.6)
+    figure, (left, right) = panels(1, 2, height=3.6)
     colours = {"divided": BLUE, "bare": ORANGE}
     for name, colour in colours.items():
         left.semilogx(data.widths, data.looked_at[name], "o-", color=colour, ms=5)
         right.loglog(data.widths, data.slope[name], "o-", color=colour, ms=5)
     left.set_title(f"Tokens looked at, of {data.num_keys}")
     left.set_ylim(0, data.num_keys)
-    right.set_title("Slope of the largest weight, $w(1-w)$")
+    right.set_title("Slope of the largest, $w(1-w)$")
     left.text(30, 23, r"divided by $\sqrt{d}$", color=BLUE)
     left.text(30, 4.6, "not divided", color=ORANGE)
     right.text(60, 0.25, r"divided by $\sqrt{d}$", color=BLUE)
@@ -216,16 +208,19 @@ def draw_scale(data: ScaleData) -> BookFigure:
 
 def draw_flow(data: FlowData) -> BookFigure:
     """Draw the four tables of derivatives; what is exactly zero stays white."""
-    figure, axes = panels(1, len(data.sizes), width=8.4, height=2.9, sharey=True)
+    figure, axes = panels(2, 2, height=6.6, sharex=True, sharey=True)
     shade = Normalize(vmin=-2, vmax=1)
     for ax, size, title in zip(axes, data.sizes, data.titles, strict=True):
         table = torch.where(size > 0, size.log10(), torch.nan)
         ax.imshow(table.numpy(), norm=shade, cmap="viridis_r")
         ax.set_title(title)
-        ax.set_xlabel("input token")
+        ax.text(len(size) - 1, 1, "exactly 0", ha="right", va="center")
         ax.set_xticks([0, 5, 10])
         ax.set_yticks([0, 5, 10])
-    axes[0].set_ylabel("output token")
+    for ax in axes[2:]:
+        ax.set_xlabel("input token")
+    for ax in axes[::2]:
+        ax.set_ylabel("output token")
     scale = ScalarMappable(shade, cmap="viridis_r")
     bar = figure.colorbar(scale, ax=axes, shrink=0.8, ticks=[-2, -1, 0, 1])
     bar.set_label("size of the derivative")
@@ -233,43 +228,30 @@ def draw_flow(data: FlowData) -> BookFigure:
     return figure
 
 
-def _word_places(words: list[str]) -> list[float]:
-    """Centre each word after the last, by its number of letters."""
-    places, end = [], 0.0
-    for word in words:
-        width = 0.45 + 0.2 * max(len(word), 4)
-        places.append(end + width / 2)
-        end += width
-    return places
-
-
 def _arc(
     ax: Axes,
-    start: float,
-    end: float,
+    start: int,
+    end: int,
     base: float,
-    height: float,
+    reach: float,
     colour: str,
     width: float,
 ) -> None:
+    """Draw an arrow from row to row that swings out sideways from a base."""
     turn = np.linspace(0, math.pi, 60)
-    across = (start + end) / 2 + (start - end) / 2 * np.cos(turn)
+    rows = (start + end) / 2 + (start - end) / 2 * np.cos(turn)
     dashes = "--" if colour == ORANGE else "-"
-    ax.plot(across, base + height * np.sin(turn), dashes, color=colour, lw=width)
-    tip = math.copysign(0.13, height)
+    ax.plot(base + reach * np.sin(turn), rows, dashes, color=colour, lw=width)
+    tip = math.copysign(0.3, reach)
     ax.plot(
-        [end - 0.09, end, end + 0.09],
         [base + tip, base, base + tip],
+        [end - 0.2, end, end + 0.2],
         color=colour,
         lw=min(width, 1.6),
     )
 
 
-def _guess(ax: Axes, x: float, line: int, word: str, colour: str) -> None:
-    centred = {"ha": "center", "va": "center"}
-    ax.text(
-        x, -1.5 - 0.38 * line, word, centred, size=9.5, style="italic", color=colour
-    )
+MARKS = {GREEN: "✓", ORANGE: "✗", BLUE: "(comes next)"}
 
 
 def _verdict(guess: str, following: str | None) -> str:

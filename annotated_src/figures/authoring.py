@@ -21,13 +21,12 @@ from annotated_src.figures.style import (
     GREEN,
     INK,
     ORANGE,
-    SKY,
-    STYLE,
+    PALE_BLUE,
+    SIZE,
     BookFigure,
     panels,
 )
 
-SIZE = STYLE["font.size"]
 MODELS = re.compile(r"\b(Llama|Gemma|Phi|ChatGLM)(?=(Config|Block)?\b)")
 
 
@@ -91,11 +90,11 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("Llama", "embed", "RMSNorm", "attention", "SwiGLU", "sequential", "head"),
+    Row("Llama", "embed", "RMS\nNorm", "attention", "SwiGLU", "sequential", "head"),
     Row(
         "Gemma",
         "embed\n× √D",
-        "RMSNorm\n1 + w",
+        "RMS\n1 + w",
         "attention",
         "GEGLU",
         "sequential",
@@ -137,7 +136,7 @@ def block_by_row(
 
 def draw_blocks() -> BookFigure:
     """Draw the rows above each other, lit where a part is not Llama's."""
-    figure, axes = panels(len(ROWS), 1, width=7.2, height=7.2)
+    figure, axes = panels(len(ROWS), 1, height=7.8)
     for ax, row in zip(axes, ROWS, strict=True):
         ax.axis("off")
         ax.set(xlim=(-0.55, 7.89), ylim=(-0.45, 1.95))
@@ -159,10 +158,10 @@ def _in_turn(ax: Axes, row: Row) -> None:
         fork, end = start + (1.14 if late else 0.0), start + 2.38
         _line(ax, [fork, fork, end, end], [0.0, 1.1, 1.1, 0.0], late)
         _box(ax, start + 0.6, 0.0 if late else 1.1, row, "norms")
-        _box(ax, start + 1.68, 1.1, row, branch)
+        _box(ax, start + 1.72, 1.1, row, branch)
         if late:
             middle = (fork + end) / 2
-            ax.text(middle, 0.13, "× α", color=ORANGE, ha="center", size=SIZE)
+            ax.text(middle, 0.13, "× α", color=ORANGE, ha="center")
         _plus(ax, end)
 
 
@@ -181,7 +180,8 @@ def _line(ax: Axes, xs: list[float], ys: list[float], lit: bool) -> None:
 
 
 def _box(ax: Axes, x: float, y: float, row: Row, part: str) -> None:
-    words, width, height = getattr(row, part), 0.98, 0.72
+    words, height = getattr(row, part), 0.72
+    width = 1.08 if part in ("attention", "ffn") else 0.98
     lit = words != getattr(ROWS[0], part)
     corner, shape = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=0.08"
     fill, ink = (ORANGE, "white") if lit else ("white", INK)
@@ -190,7 +190,7 @@ def _box(ax: Axes, x: float, y: float, row: Row, part: str) -> None:
             corner, width, height, boxstyle=shape, fc=fill, ec=INK, lw=1.2, zorder=3
         )
     )
-    ax.text(x, y, words, ha="center", va="center", color=ink, size=SIZE - 1, zorder=4)
+    ax.text(x, y, words, ha="center", va="center", color=ink, zorder=4)
 
 
 def _plus(ax: Axes, x: float) -> None:
@@ -235,14 +235,14 @@ def draw_sizes(data: SizeData) -> BookFigure:
     figure, (above, below) = panels(2, 1, height=6.2)
     ys = range(len(data.names))
     left = [0.0] * len(data.names)
-    for part, colour in zip(range(3), (BLUE, AMBER, SKY), strict=True):
+    for part, colour in zip(range(3), (BLUE, AMBER, PALE_BLUE), strict=True):
         widths = (data.counts[:, part] / 1e9).tolist()  # norms are too thin to see
         above.barh(ys, widths, left=left, color=colour, height=0.62, label=PARTS[part])
         left = [x + width for x, width in zip(left, widths, strict=True)]
     for y, total in zip(ys, data.totals.tolist(), strict=True):
         above.text(total / 1e9 + 0.08, y, f"{total / 1e9:.2f}", va="center")
     above.set_title("Parameters, in billions", loc="left")
-    above.legend(loc="upper right", bbox_to_anchor=(1.01, 1.03), frameon=False)
+    above.legend(loc="upper right", bbox_to_anchor=(1.01, 1.03))
     kilobytes = (data.cached * 2 / 1000).tolist()  # two bytes a number
     below.barh(ys, kilobytes, color=GREEN, height=0.62)
     for y, size in zip(ys, kilobytes, strict=True):

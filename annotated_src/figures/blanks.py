@@ -1,10 +1,11 @@
 """Figures of the chapter on blanks: two numbers a token, and what one gives away."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Int
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -14,13 +15,12 @@ from annotated_src.figures.style import (
     GREY,
     INK,
     ORANGE,
-    STYLE,
+    SIZE,
     BookFigure,
     panels,
 )
 from annotated_src.positions import BlankIds, context_lengths, prompt_positions
 
-SIZE = STYLE["font.size"]
 SENTENCE = ("she", "opened", "the", "door", "and", "left")
 ANSWERS = (("it",), ("the", "door"), ("a", "very", "old", "box"))
 SPECIAL = ("<sop>", "[gMASK]", "[MASK]", "<eop>")
@@ -74,7 +74,7 @@ def leak_data() -> LeakData:
 
 def draw_ids(data: tuple[Numbered, Numbered]) -> BookFigure:
     """Draw place over step, a column for each token, one blank beside the other."""
-    figure, axes = panels(2, 2, width=7.2, height=5.6, sharex="col", sharey="row")
+    figure, axes = panels(2, 2, height=5.6, sharex="col", sharey="row")
     titles = ("[MASK]: a blank inside", "[gMASK]: a blank at the end")
     for column, (row, title) in enumerate(zip(data, titles, strict=True)):
         top, bottom = axes[column], axes[column + 2]
@@ -93,7 +93,7 @@ def draw_ids(data: tuple[Numbered, Numbered]) -> BookFigure:
         top.set_ylim(-0.6, data[0].places.max().item() + 0.6)
         top.tick_params(labelbottom=False)
         bottom.set_ylim(-0.6, data[1].steps.max().item() + 0.6)
-        bottom.set_xticks(range(len(row.words)), row.words, rotation=90, size=SIZE)
+        bottom.set_xticks(range(len(row.words)), row.words, rotation=90)
         for t, label in enumerate(bottom.get_xticklabels()):
             label.set_color(INK if t < row.context else ORANGE)
     for ax, words, colour in ((axes[0], "place", BLUE), (axes[2], "step", ORANGE)):
@@ -106,7 +106,6 @@ def draw_leak(data: LeakData) -> BookFigure:
     figure, axes = panels(
         2,
         len(ANSWERS),
-        width=7.2,
         height=5.8,
         sharey="row",
         height_ratios=(1.7, 7),
@@ -123,8 +122,8 @@ def draw_leak(data: LeakData) -> BookFigure:
     for ax in axes:
         ax.set(xlim=(-0.7, widest + 0.7), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    axes[0].set_ylabel("original\nplaces", weight="bold", size=SIZE)
-    axes[len(ANSWERS)].set_ylabel("place across, step up", weight="bold", size=SIZE)
+    axes[0].set_ylabel("original\nplaces", weight="bold")
+    axes[len(ANSWERS)].set_ylabel("place across, step up", weight="bold")
     return figure
 
 
@@ -142,10 +141,10 @@ def _write(ax: Axes, row: Numbered) -> None:
         place, step = int(row.places[t]), int(row.steps[t])
         colour = BLUE if t < row.context else ORANGE
         if step:
-            brick = Rectangle((place - 1.35, step - 0.43), 2.7, 0.86, color=colour)
-            brick.set(alpha=0.16, linewidth=0)
+            brick = Rectangle((place - 1.35, step - 0.43), 2.7, 0.86)
+            brick.set(facecolor=to_rgba(colour, 0.05), edgecolor=colour)
             ax.add_patch(brick)
-        look = {"ha": "center", "va": "center", "color": colour, "size": SIZE}
+        look: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
         ax.text(place, step, word, rotation=0 if step else 90, **look)
         if not step:
             ax.text(place, -0.88, str(place), weight="bold", **look)

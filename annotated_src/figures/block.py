@@ -16,7 +16,7 @@ from annotated_src.figures.style import (
     GREY,
     INK,
     ORANGE,
-    STYLE,
+    SIZE,
     BookFigure,
     panels,
 )
@@ -27,7 +27,6 @@ from annotated_src.rotary_2d import rotation
 
 Step = Callable[[Tensor], Tensor]
 Sublayer = tuple[Step, Step]  # its norm, its branch
-SIZE = STYLE["font.size"]
 DIM, EPS = 64, 1e-5
 
 
@@ -271,7 +270,7 @@ def column_parts(column: Column) -> list[Part]:
 
 def draw_wiring() -> BookFigure:
     """Draw the three columns; the stream is the thick line, a norm on it breaks it."""
-    figure, axes = panels(1, 3, width=7.2, height=6.6)
+    figure, axes = panels(1, 3, height=6.6)
     for ax, column in zip(axes, COLUMNS, strict=True):
         parts = column_parts(column)
         end = parts[-1].bottom
@@ -295,7 +294,7 @@ def draw_wiring() -> BookFigure:
         low, high = column.frame
         _frame(ax, parts[low].top, parts[high].bottom)
         ax.text(0.6, 1.25, column.title, ha="center", weight="bold", size=SIZE + 1)
-        ax.text(0.6, 0.8, column.below, ha="center", size=SIZE)
+        ax.text(0.6, 0.8, column.below, ha="center")
         ax.set(xlim=(-1.1, 2.3), ylim=(end - 0.5, 1.65))
         ax.axis("off")
     return figure
@@ -310,7 +309,7 @@ def _box(ax: Axes, x: float, y: float, words: str, fill: str, ink: str) -> None:
             corner, width, height, boxstyle=style, fc=fill, ec=INK, lw=1.2, zorder=3
         )
     )
-    ax.text(x, y, words, ha="center", va="center", color=ink, size=SIZE, zorder=4)
+    ax.text(x, y, words, ha="center", va="center", color=ink, zorder=4)
 
 
 def _plus(ax: Axes, y: float) -> None:
@@ -349,7 +348,7 @@ def draw_depth(data: DepthData) -> BookFigure:
 
 def draw_steps(data: DepthData) -> BookFigure:
     """Draw what one step of training changes, against the depth of the stack."""
-    figure, (ax,) = panels(width=6.2, height=4.2)
+    figure, (ax,) = panels(height=4.2)
     for case, changes in zip(CASES, data.changes, strict=True):
         ax.plot(data.depths, changes, color=case.colour, marker="o", ms=6)
     ax.set(xlabel="blocks in the stack, N", ylabel="change by one step")

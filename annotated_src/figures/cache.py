@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from annotated_src.figures.style import BLUE, INK, ORANGE, BookFigure, panels
+from annotated_src.figures.style import (
+    BLUE,
+    GREY_INK,
+    INK,
+    ORANGE,
+    PALE_ORANGE,
+    BookFigure,
+    panels,
+)
 from annotated_src.kv_cache import LayerCache, cached_length
 from annotated_src.models.llama import Llama, LlamaConfig
 
@@ -29,7 +37,7 @@ SMOLLM2 = LlamaConfig(
 """The sizes of SmolLM2-135M."""
 
 # Three greys when printed without colour; the ink on the last is dark enough to read.
-NEW, AGAIN, READ, READ_INK = BLUE, "#F3BE85", "#EDEFF2", "#59626D"
+NEW, AGAIN, READ, READ_INK = BLUE, PALE_ORANGE, "#EDEFF2", GREY_INK
 
 
 def product_weights(config: LlamaConfig) -> int:
@@ -97,7 +105,7 @@ def _count_keys(
 
 def draw_staircase(data: StaircaseData) -> BookFigure:
     """Draw the text as it is written, one row a step, twice."""
-    figure, axes = panels(2, 1, width=7.2, height=6.4)
+    figure, axes = panels(2, 1, height=6.4)
     seen = data.without.cumsum(0) > 1  # computed before, here or earlier
     again = int((data.without.bool() & seen).sum())
     fresh = int(data.without.sum()) - again
@@ -155,9 +163,7 @@ def _cell(
         linewidth=1,
     )
     ax.add_patch(box)
-    ax.text(
-        column + 0.5, step + 0.53, word, color=ink, size=10, ha="center", va="center"
-    )
+    ax.text(column + 0.5, step + 0.53, word, color=ink, ha="center", va="center")
 
 
 def _key(ax: Axes, data: StaircaseData, rows: list[tuple[str, str]]) -> None:
@@ -173,7 +179,7 @@ def _key(ax: Axes, data: StaircaseData, rows: list[tuple[str, str]]) -> None:
             linestyle=(0, (2, 2)),
         )
         ax.add_patch(box)
-        ax.text(left + 0.62, 0.52 + 0.95 * i, words, va="center", size=11.5)
+        ax.text(left + 0.62, 0.52 + 0.95 * i, words, va="center")
 
 
 class CostData(NamedTuple):
@@ -217,7 +223,7 @@ def draw_cost(data: CostData, mark: int = 1000) -> BookFigure:
         words = f"{name}:\ntwice the text, {factor:.0f} times the work"
         up = "bottom" if shift > 1 else "top"
         y = costs[x - 1] * shift
-        ax.text(x, y, words, color=colour, ha=side, va=up, size=11.5)
+        ax.text(x, y, words, color=colour, ha=side, va=up)
     ax.set_xlabel("tokens in the text")
     ax.set_xticks([1, 10, 100, 1000, 8192], ["1", "10", "100", "1,000", "8,192"])
     ax.minorticks_off()

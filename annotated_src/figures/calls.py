@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.collections import LineCollection
 
-from annotated_src.figures.style import BLUE, ORANGE, BookFigure, panels
+from annotated_src.figures.style import BLUE, ORANGE, WIDTH, BookFigure, panels
 
 CallPath = tuple[str, ...]  # from the outermost function to the one that was called
 
@@ -151,13 +151,13 @@ def draw_map(data: MapData) -> BookFigure:
     """Draw both at one scale, as an editor draws a file from afar."""
     bands = [-(-len(rows) // (COLUMNS * TALL)) for rows in data]
     height = sum(bands) * (TALL + GAP) + 2 * 34
-    figure, (ax,) = panels(width=5.0, height=5.0 * height / (COLUMNS * WIDE) * 2.3)
+    figure, (ax,) = panels(height=WIDTH * height / (COLUMNS * WIDE) * 2)
     top = 0
     for rows, name, colour, band in zip(
         data, ("ours", "transformers"), (BLUE, ORANGE), bands, strict=True
     ):
-        ax.text(0, top + 20, f"{name}: {len(rows):,} lines of code", size=12.5)
-        for twin, ink, thick in ((False, "#B9BFC7", 0.8), (True, colour, 0.9)):
+        ax.text(0, top + 20, f"{name}: {len(rows):,} lines of code")
+        for twin, ink, thick in ((False, "#B9BFC7", 0.7), (True, colour, 0.8)):
             bars = [
                 _bar(i, row, top + 34) for i, row in enumerate(rows) if row[2] == twin
             ]

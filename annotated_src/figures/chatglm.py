@@ -12,15 +12,7 @@ from torch import Tensor
 
 from annotated_src.chatglm_quantize import quantize_linears
 from annotated_src.chatglm_tokenizer import ChatGLMTokenizer
-from annotated_src.figures.style import (
-    AMBER,
-    BLUE,
-    GREY,
-    INK,
-    SKY,
-    BookFigure,
-    panels,
-)
+from annotated_src.figures.style import AMBER, BLUE, GREY, INK, SKY, BookFigure, panels
 from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
 from annotated_src.positions import BlankIds, blank_positions, mask_positions
 
@@ -88,7 +80,7 @@ def draw_bytes(data: BytesData) -> BookFigure:
                 ink = "white" if part == "embedding" else INK
                 words = f"{size / 1e9:.2f}"
                 at = (left + side / 2, bottom + height / 2)
-                ax.text(*at, words, ha="center", va="center", color=ink)
+                ax.text(*at, words, ha="center", va="center_baseline", color=ink)
             if width == data.bits[0] and part != "norms":
                 at = (left - 0.12, bottom + height / 2)
                 ax.text(*at, part, ha="right", va="center")
@@ -198,9 +190,7 @@ def _draw_answers(ax: Axes, row: Sequence[tuple[str, float]], most: float) -> No
     for y, (_, probability) in enumerate(row):
         colour = BLUE if y == 0 else SKY
         ax.barh(y, probability, color=colour, height=0.72)
-        ax.text(
-            probability + most / 60, y, f"{probability:.0%}", va="center", fontsize=10
-        )
+        ax.text(probability + most / 60, y, f"{probability:.0%}", va="center")
     ax.set_yticks(range(len(row)), [text for text, _ in row])
     ax.set(xlim=(0, 1.15 * most), ylim=(len(row) - 0.5, -0.5), xticks=[])
     ax.tick_params(length=0)

@@ -11,21 +11,23 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from annotated_src.figures.style import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
+    GREY_INK,
     INK,
     ORANGE,
-    PINK,
     BookFigure,
     panels,
 )
 from annotated_src.models.llama import Llama
 
 ROW = 16  # bytes in a row of the dump
-# Pale, so that ink can be read on them; in the order of a file's parts.
-PALE = ("#F4D9E8", "#E9ECEF", "#CFE4F5", "#F9DCC4")
-KINDS = {"embed": BLUE, "mlp": GREEN, "self_attn": ORANGE, "norm": INK}
+# Pale, so that ink can be read on them, and neighbours differ in grey too; in the
+# order of a file's parts.
+PALE = ("#E3A9C8", "#EEF0F2", "#BBDDF5", "#EBAF6D")
+KINDS = {"embed": BLUE, "mlp": GREEN, "self_attn": AMBER, "norm": INK}
 SHORT = {"down_proj": "down", "gate_proj": "gate", "up_proj": "up"}
 SHORT |= {"k_proj": "k", "o_proj": "o", "q_proj": "q", "v_proj": "v"}
 TORCH = {"F32": torch.float32, "BF16": torch.bfloat16}
@@ -65,28 +67,27 @@ def dump_data(content: bytes) -> DumpData:
 def draw_dump(data: DumpData) -> BookFigure:
     """Draw every byte as a cell: its two hexadecimal digits, and what they mean."""
     rows = -(-len(data.content) // ROW)
-    figure, (ax,) = panels(width=6.2, height=0.5 * rows + 0.7)
+    figure, (ax,) = panels(height=0.56 * rows + 0.8)
     for part, fill in zip(data.parts, PALE, strict=False):
         for place in range(part.start, part.stop):
             _byte(ax, place, data.content[place], fill, part.name == "header")
     for part, value in data.numbers:
         row, column = divmod(part.start, ROW)
         middle = column + (part.stop - part.start) / 2
-        words = f"{value:.5f}".rstrip("0").rstrip(".")
-        ax.text(middle, row + 0.72, words, ha="center", va="center", size=11)
+        words = f"{value:.5f}".rstrip("0").rstrip(".").replace("-", "−")
+        ax.text(middle, row + 0.72, words, ha="center", va="center")
         if column:
             ax.plot([column, column], [row + 0.05, row + 0.95], color=GREY, lw=1)
     for row in range(rows):
-        ax.text(
-            -0.25, row + 0.5, str(row * ROW), ha="right", va="center", color="#59626D"
-        )
+        at = (-0.25, row + 0.5)
+        ax.text(*at, str(row * ROW), ha="right", va="center", color=GREY_INK)
     left = 0.0
     for part, fill in zip(data.parts, PALE, strict=False):
         words = f"{part.name}: {part.stop - part.start} bytes"
         box = Rectangle((left, -0.78), 0.5, 0.5, facecolor=fill, edgecolor=GREY, lw=0.6)
         ax.add_patch(box)
-        ax.text(left + 0.68, -0.52, words, va="center", size=10.5)
-        left += 1.0 + 0.27 * len(words)
+        ax.text(left + 0.68, -0.52, words, va="center")
+        left += 1.0 + 0.255 * len(words)
     ax.set(xlim=(-1.1, ROW), ylim=(rows, -0.95))
     ax.axis("off")
     return figure
@@ -97,11 +98,10 @@ def _byte(ax: Axes, place: int, value: int, fill: str, is_text: bool) -> None:
     box = Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="white", lw=0.8)
     ax.add_patch(box)
     small: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace"}
-    size = 9.5 if is_text else 10.5
-    ax.text(column + 0.5, row + 0.28, f"{value:02x}", size=size, **small)
+    ax.text(column + 0.5, row + 0.28, f"{value:02x}", **small)
     if is_text:
         sign = "␣" if value == ord(" ") else chr(value)
-        ax.text(column + 0.5, row + 0.68, sign, size=13, weight="bold", **small)
+        ax.text(column + 0.5, row + 0.68, sign, size=14, weight="bold", **small)
 
 
 class MapData(NamedTuple):
@@ -127,10 +127,14 @@ def map_data(header: Mapping[str, Any]) -> MapData:
 
 
 def draw_map(data: MapData) -> BookFigure:
-    """Draw the file as a page that is read like text, a layer to a row."""
+    """Draw the file as a page that is read like text, a layer to a row.
+
+    A layer that does not follow the one above by number is bold.
+    """
     rows = -(-int(data.stops[-1]) // data.row_bytes)
-    figure, (ax,) = panels(width=6.2, height=0.185 * rows + 0.6)
+    figure, (ax,) = panels(height=0.2 * rows + 0.7)
     places = zip(data.names, data.starts.tolist(), data.stops.tolist(), strict=True)
+    before = 0  # the layer of the row above
     for name, start, stop in places:
         colour = next(colour for kind, colour in KINDS.items() if kind in name)
         for row in range(start // data.row_bytes, -(-stop // data.row_bytes)):
@@ -138,17 +142,19 @@ def draw_map(data: MapData) -> BookFigure:
         middle = (start + stop) / 2 / data.row_bytes
         _, _, layer, *rest = [*name.split("."), "", ""]
         if rest[:2] == ["mlp", "down_proj"]:
-            words, y = f"layer {layer}", int(middle) + 0.5
-            ax.text(-0.015, y, words, ha="right", va="center", size=9.5)
+            jumps = int(layer) not in (0, before + 1)
+            style = {"weight": "bold", "color": ORANGE} if jumps else {}
+            at, before = (-0.015, int(middle) + 0.5), int(layer)
+            ax.text(*at, f"layer {layer}", style, ha="right", va="center")
         if layer == "0" and rest[1] in SHORT:
-            ink = {"color": "white", "size": 9.5, "ha": "center", "va": "center"}
-            ax.text(middle % 1, int(middle) + 0.5, SHORT[rest[1]], **ink)
+            ink = INK if colour == AMBER else "white"
+            at, words = (middle % 1, int(middle) + 0.47), SHORT[rest[1]]
+            ax.text(*at, words, color=ink, ha="center", va="center")
     share = float(data.stops[0] - data.starts[0]) / float(data.stops[-1])
     words = f"embedding: {share:.0%} of the file"
     ax.text(0.5, 4, words, color="white", size=14, ha="center", va="center")
-    under = {"y": rows + 0.7, "ha": "center", "va": "center", "size": 11}
-    ax.text(x=0.375, s="feed-forward", color=GREEN, **under)
-    ax.text(x=0.875, s="attention", color=ORANGE, **under)
+    for x, words in ((0.375, "feed-forward"), (0.875, "attention")):
+        ax.text(x, rows + 0.7, words, ha="center", va="center")
     ax.set(xlim=(-0.16, 1.01), ylim=(rows + 1.3, -0.2))
     megabytes = data.row_bytes / 1e6
     ax.set_title(f"One row is {megabytes:.1f} MB, read from left to right", x=0.57)
@@ -221,33 +227,38 @@ def _bit(number: int) -> int:
 
 def draw_flips(data: FlipData, words: Mapping[int, str]) -> BookFigure:
     """Draw how far the logits move for each bit; words says what other answers are."""
-    figure, (ax,) = panels(width=6.2, height=4.3)
+    figure, (ax,) = panels(height=4.7)
     low, high = 1e-5, 3e3
     right = int(data.answers.mode().values)
     for bit in range(32):
-        colour = PINK if bit == 31 else ORANGE if bit > 22 else BLUE
-        change = float(data.change[bit])
-        ax.bar(31 - bit, min(max(change, low), high / 12), 0.8, color=colour)
-        ink: dict[str, Any] = {"ha": "center", "va": "top", "weight": "bold"}
-        ax.text(
-            31 - bit, low / 1.5, f"{data.is_set[bit]:d}", size=10.5, color=colour, **ink
-        )
-        label = "" if int(data.answers[bit]) == right else words[bit]
+        change, other = float(data.change[bit]), int(data.answers[bit]) != right
+        x, colour = 31 - bit, ORANGE if other else BLUE
+        ax.bar(x, min(max(change, low), high / 12), 0.8, color=colour)
+        is_set = f"{data.is_set[bit]:d}"
+        ax.text(x, low / 1.5, is_set, ha="center", va="top", weight="bold")
+        label = words[bit] if other else ""
         if change > high / 12:  # an arrow for a bar that leaves the picture
             digit, power = f"{change:.0e}".split("e+")
             label += f" (${digit}\\cdot10^{{{power}}}$)"
-            ax.plot(31 - bit, high / 9, marker="^", color=colour, markersize=8)
-            ax.text(32 - bit, high / 12, label, size=11, va="center")
+            ax.plot(x, high / 9, marker="^", color=colour, markersize=8)
+            ax.text(x + 1, high / 12, label, color=colour, va="center")
         else:
-            ax.text(31 - bit, change * 1.4, label, size=11, ha="center")
+            ax.text(x, change * 1.4, label, color=colour, ha="center")
     ax.axhline(data.lead, color=INK, lw=1, ls=(0, (4, 3)))
     lead = f"the lead of “Paris”: {data.lead:.1f}"
-    ax.text(31.4, data.lead * 1.25, lead, ha="right", size=11)
-    for x, word, colour in ((-0.4, "sign", PINK), (3.2, "exponent", ORANGE)):
-        ax.text(x, low / 8, word, color=colour, size=11.5, ha="left", va="top")
-    ax.text(20, low / 8, "fraction", color=BLUE, size=11.5, ha="center", va="top")
+    ax.text(31.4, data.lead * 1.25, lead, ha="right")
+    for first, last, word in ((0, 0, "sign"), (1, 8, "exponent"), (9, 31, "fraction")):
+        _brace(ax, first, last, low / 9, word)
     ax.set_yscale("log")
     ax.set(ylim=(low, high), xlim=(-0.8, 31.6), xticks=[])
     ax.set_ylabel("largest change of a logit")
     ax.set_title("One bit of one weight the other way round", loc="left")
     return figure
+
+
+def _brace(ax: Axes, first: int, last: int, y: float, word: str) -> None:
+    """Draw a line below some bits, and below it their name."""
+    ax.plot([first - 0.38, last + 0.38], [y, y], color=INK, lw=1.5, clip_on=False)
+    alone = first == last
+    x = first - 0.4 if alone else (first + last) / 2
+    ax.text(x, y / 1.4, word, ha="left" if alone else "center", va="top")

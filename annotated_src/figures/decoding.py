@@ -16,15 +16,16 @@ from annotated_src.figures.cache import product_weights
 from annotated_src.figures.style import (
     AMBER,
     BLUE,
-    GREEN,
     INK,
     ORANGE,
-    SKY,
+    PALE_BLUE,
     BookFigure,
     panels,
 )
 from annotated_src.kv_cache import LayerCache
 from annotated_src.models.llama import Llama, LlamaConfig
+
+PALE = PALE_BLUE
 
 
 def call_flops(
@@ -145,9 +146,9 @@ def answer_data(config: LlamaConfig, num_prompt: int, num_new: int) -> AnswerDat
 
 def draw_answer(data: AnswerData) -> BookFigure:
     """Draw one bar a call, twice: what it computes, and what it reads."""
-    figure, (work, traffic) = panels(2, 1, height=5.4, sharex=True)
+    figure, (work, traffic) = panels(2, 1, height=5.6, sharex=True)
     for ax, heights, unit in ((work, data.flops, 1e9), (traffic, data.bytes_read, 1e6)):
-        colours = [ORANGE, *[BLUE] * (len(heights) - 1)]
+        colours = [AMBER, *[BLUE] * (len(heights) - 1)]
         ax.bar(
             range(1, len(heights) + 1),
             (heights / unit).numpy(),
@@ -161,18 +162,16 @@ def draw_answer(data: AnswerData) -> BookFigure:
     work.set_title("Billions of operations, call by call", loc="left")
     words = f"prefill, {data.num_prompt} tokens at once:\n{first[0]:.0%} of the work"
     top = float(data.flops[0]) / 1e9
-    work.text(3, top * 0.93, words, color=ORANGE, va="top", size=13)
+    work.text(3, top * 0.93, words, color=ORANGE, va="top")
     words = f"decode, {calls - 1} calls of one token: {each:.1f} each"
-    work.text(calls, top * 0.06, words, color=BLUE, ha="right", va="bottom", size=13)
+    work.text(calls, top * 0.06, words, color=BLUE, ha="right", va="bottom")
     traffic.set_title("Megabytes of weights and cache read, call by call", loc="left")
     height = float(data.bytes_read.max()) / 1e6
     traffic.set_ylim(0, height * 1.38)
     words = f"prefill: {first[1]:.1%}"
-    traffic.text(0.6, height * 1.08, words, color=ORANGE, va="bottom", size=13)
+    traffic.text(0.6, height * 1.08, words, color=ORANGE, va="bottom")
     words = f"decode: {1 - first[1]:.1%} of the traffic"
-    traffic.text(
-        calls, height * 1.08, words, color=BLUE, ha="right", va="bottom", size=13
-    )
+    traffic.text(calls, height * 1.08, words, color=BLUE, ha="right", va="bottom")
     ticks = [1, *range(16, calls + 1, 16)]
     traffic.set_xticks(ticks, [str(tick) for tick in ticks])
     traffic.set_xlabel("call, one for each new token")
@@ -212,7 +211,7 @@ def token_cost_data(config: LlamaConfig) -> TokenCostData:
 
 def draw_token_cost(data: TokenCostData, mark: int = 1000) -> BookFigure:
     """Draw the next token's cost: against re-reading, and what it consists of."""
-    figure, (both, parts) = panels(2, 1, height=6.6)
+    figure, (both, parts) = panels(2, 1, height=7.2)
     lengths, stacked = data.lengths.numpy(), data.with_cache.numpy()
     both.loglog(lengths, data.without.numpy(), color=ORANGE, lw=2.5)
     both.loglog(lengths, stacked, color=BLUE, lw=2.5)
@@ -220,9 +219,9 @@ def draw_token_cost(data: TokenCostData, mark: int = 1000) -> BookFigure:
     ends = {"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0, "lw": 1.5}
     both.annotate("", (mark, high), (mark, low), arrowprops=ends)
     gap = f"{high / low:.0f} times"
-    both.text(mark * 1.12, (low * high) ** 0.5, gap, va="center", size=13)
-    both.text(60, 7e10, "without a cache", color=ORANGE, ha="right", size=13)
-    both.text(40, stacked[39] / 1.4, "with a cache", color=BLUE, va="top", size=13)
+    both.text(mark * 1.12, (low * high) ** 0.5, gap, va="center", size=14)
+    both.text(60, 7e10, "without a cache", color=ORANGE, ha="right")
+    both.text(40, stacked[39] / 1.4, "with a cache", color=BLUE, va="top")
     both.set_ylim(7e7, 2e13)
     both.set_xticks([1, 10, 100, 1000, 8192], ["1", "10", "100", "1,000", "8,192"])
     both.minorticks_off()
@@ -238,18 +237,18 @@ def _stack(ax: Axes, data: TokenCostData) -> None:
     floor, head = data.blocks / 1e6, (data.blocks + data.head) / 1e6
     top = data.with_cache.numpy() / 1e6
     ax.fill_between(lengths, 0, floor, color=BLUE, lw=0)
-    ax.fill_between(lengths, floor, head, color=SKY, lw=0)
+    ax.fill_between(lengths, floor, head, color=PALE, lw=0)
     ax.fill_between(lengths, head, top, color=AMBER, lw=0)
     ax.set(xlim=(0, lengths[-1]), ylim=(0, top[-1] * 1.04))
     x = lengths[-1] * 0.98
     places = ((floor / 2, "blocks", "white"), ((floor + head) / 2, "head", INK))
     for y, name, ink in places:
-        ax.text(x, y, name, color=ink, ha="right", va="center", size=12)
-    ax.text(x, top[-1] * 0.56, "attention", ha="right", va="center", size=12)
+        ax.text(x, y, name, color=ink, ha="right", va="center")
+    ax.text(x, top[-1] * 0.56, "attention", ha="right", va="center")
     equal = int((data.attention <= data.blocks + data.head).sum()) + 1
     ax.plot([equal, equal], [0, 2 * head], color=INK, lw=1.2, ls="--")
     words = f"from {equal:,} keys on,\nattention is more than half"
-    ax.text(equal * 0.97, 2.05 * head, words, ha="right", va="bottom", size=12)
+    ax.text(equal * 0.97, 2.05 * head, words, ha="right", va="bottom")
     ax.set_xticks(
         [0, 2000, 4000, 6000, 8000], ["0", "2,000", "4,000", "6,000", "8,000"]
     )
@@ -292,25 +291,19 @@ def intensity_data(
 
 def draw_intensity(data: IntensityData) -> BookFigure:
     """Draw how prefill climbs on, and how decode comes to a ceiling."""
-    figure, (ax,) = panels(height=4.6)
+    figure, (ax,) = panels(height=4.8)
     counts = data.counts.numpy()
-    ax.loglog(counts, data.prefill.numpy(), color=ORANGE, lw=2.5)
+    ax.loglog(counts, data.prefill.numpy(), color=ORANGE, lw=3)
     spot = len(counts) - 4
-    ax.text(
-        counts[spot] / 1.25,
-        float(data.prefill[spot]) * 1.1,
-        "prefill: tokens\nof one prompt",
-        color=ORANGE,
-        ha="right",
-        va="bottom",
-        size=13,
-    )
-    colours = (GREEN, BLUE, SKY, AMBER)
-    for row, context, colour in zip(data.decode, data.contexts, colours, strict=False):
-        ax.loglog(counts, row.numpy(), color=colour, lw=2.5)
-        words = f"decode: rows of\n{context:,} tokens"
-        end = float(row[-1])
-        ax.text(counts[-1], end / 1.22, words, color=INK, ha="right", va="top", size=11)
+    at = (counts[spot] / 1.25, float(data.prefill[spot]) * 1.1)
+    words = "prefill: tokens\nof one prompt"
+    ax.text(*at, words, color=ORANGE, ha="right", va="bottom")
+    dashes = ("-", (0, (6, 1)), (0, (3, 1)), (0, (1, 1)))
+    for row, context, dash in zip(data.decode, data.contexts, dashes, strict=False):
+        ax.loglog(counts, row.numpy(), color=BLUE, lw=2.5, ls=dash)
+        at = (counts[-1], float(row[-1]) / 1.45)
+        words = f"decode: rows of {context:,} tokens"
+        ax.text(*at, words, color=BLUE, ha="right", va="top")
     ax.set_xlim(1, counts[-1])
     ax.set_ylim(0.3, 3000)
     ax.set_yticks([0.5, 5, 50, 500], ["0.5", "5", "50", "500"])

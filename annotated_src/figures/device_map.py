@@ -49,6 +49,8 @@ class DeviceMap(StationMap):
                 " m -5 -4 l 5 4 l -5 4"
             ),
             line(f"M {RIGHT} {mapping:g} H {edge} m 5 -4 l -5 4 l 5 4"),
-            svg_text(RIGHT + 8.0, mapping + 5, "someone's checkpoint", 13, "start"),
-            svg_text(BETWEEN + 8, exporting + 5, "one file, two entries", 13, "start"),
+            svg_text(RIGHT + 8.0, mapping + 5, "someone's checkpoint", anchor="start"),
+            svg_text(
+                BETWEEN + 8, exporting + 5, "one file, two entries", anchor="start"
+            ),
         ]

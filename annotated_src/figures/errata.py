@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,15 +17,7 @@ from torch.nn import functional as F
 from annotated_src.activations import gelu_exact, gelu_tanh
 from annotated_src.attention_by_layer import attend_by_layer, scores_by_layer
 from annotated_src.feed_forward import FeedForward
-from annotated_src.figures.style import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    STYLE,
-    BookFigure,
-    panels,
-)
+from annotated_src.figures.style import BLUE, GREY, ORANGE, BookFigure, ink_on, panels
 from annotated_src.golden import golden, golden_model
 from annotated_src.masks import hide_padding, prefix_mask
 from annotated_src.models.chatglm import ALPHA, ChatGLM
@@ -39,7 +31,6 @@ from annotated_src.positions import (
 from annotated_src.rotary import rope_frequencies, rope_tables, rotate_half
 from annotated_src.rotary_2d import apply_rotary_2d, half_frequencies, rotation
 
-SIZE = STYLE["font.size"]
 TOLERANCE = 1e-4  # to which a float32 port agrees with the original's logits
 PAD = 3
 CASES = {  # each column of the figure, and the golden name of its logits
@@ -271,7 +262,7 @@ def costs_data() -> Costs:
 
 def draw_costs(data: Costs) -> BookFigure:
     """Draw a cell for each belief and input: white where the logits do not tell."""
-    figure, (ax,) = panels(width=6.2, height=6.9)
+    figure, (ax,) = panels(height=6.9)
     for row, column in product(range(len(data.beliefs)), range(len(data.cases))):
         value = data.gaps[row, column].item()
         _cell(ax, column, row, value, bool(data.told[row, column]))
@@ -288,14 +279,14 @@ def draw_costs(data: Costs) -> BookFigure:
 
 
 def _cell(ax: Axes, x: int, y: int, value: float, told: bool) -> None:
-    colour, ink, words = "white", GREY, "·"
+    colour, words = "white", "·"
     if math.isnan(value):
-        colour, ink, words = ORANGE, "white", "NaN"
+        colour, words = ORANGE, "NaN"
     elif told:
-        depth = 0.2 + 0.8 * (math.log10(value) + 4) / 5  # 1e-4 to 10
-        colour, ink = to_rgba(BLUE, min(depth, 1)), "white" if value > 0.5 else INK
+        depth = 0.2 + 0.8 * (math.log10(value) + 4) / 4.3  # 1e-4 to 2
+        colour = tuple(1 - min(depth, 1) * (1 - part) for part in to_rgb(BLUE))
         words = f"{value:.0f}" if value > 1 else f"{value:.1g}"[1:]
     box = Rectangle((x, y), 1, 1, facecolor=colour, edgecolor=GREY, lw=0.6)
     ax.add_patch(box)
     at = (x + 0.5, y + 0.5)
-    ax.text(*at, words, ha="center", va="center", color=ink, size=SIZE)
+    ax.text(*at, words, ha="center", va="center", color=ink_on(colour))

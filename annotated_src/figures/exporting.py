@@ -11,12 +11,20 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from annotated_src.edge_model import make_entries
-from annotated_src.figures.style import BLUE, INK, ORANGE, BookFigure, panels
+from annotated_src.figures.style import (
+    AMBER,
+    BLUE,
+    GREY_INK,
+    INK,
+    ORANGE,
+    PALE_ORANGE,
+    BookFigure,
+    panels,
+)
 from annotated_src.models.llama import Llama
 from annotated_src.tflite_file import operators
 
-JUNK, KEPT, UNUSED = "#F3BE85", "#EDEFF2", "white"
-QUIET = "#59626D"
+JUNK, KEPT, UNUSED = PALE_ORANGE, "#EDEFF2", "white"
 
 GROUPS = {
     "products with weights": ("FULLY_CONNECTED",),
@@ -98,7 +106,7 @@ def _right_places(kv: dict[str, Tensor], truth: list, num_tokens: int) -> Tensor
 
 def draw_calls(data: CallsData) -> BookFigure:
     """Draw the cache after each call: one row a call, one column a place."""
-    figure, (ax,) = panels(width=7.2, height=4.6)
+    figure, (ax,) = panels(height=4.8)
     calls, places = data.written.shape
     for row in range(calls):
         for place in range(places):
@@ -106,7 +114,8 @@ def draw_calls(data: CallsData) -> BookFigure:
             fill = (BLUE if fresh else KEPT) if right else JUNK if fresh else UNUSED
             stale = not right and not fresh and bool(data.written[:row, place].any())
             word = data.words[place] if right else "0" if fresh or stale else "99"
-            ink = "white" if right and fresh else INK if fresh else QUIET
+            dark = fresh or stale
+            ink = "white" if right and fresh else INK if dark else GREY_INK
             _cell(ax, row, place, word, JUNK if stale else fill, ink)
         end = int(data.visible[row])
         ax.plot([end, end], [row + 0.02, row + 0.98], color=ORANGE, lw=3)
@@ -127,7 +136,7 @@ def _cell(ax: Axes, row: int, place: int, word: str, fill: str, ink: str) -> Non
     )
     ax.add_patch(box)
     middle = (place + 0.5, row + 0.53)
-    ax.text(*middle, word, color=ink, size=11, ha="center", va="center")
+    ax.text(*middle, word, color=ink, ha="center", va="center")
 
 
 def _key(ax: Axes, row: int) -> None:
@@ -138,9 +147,9 @@ def _key(ax: Axes, row: int) -> None:
     ):
         box = Rectangle((left, row + 0.4), 0.35, 0.42, facecolor=fill)
         ax.add_patch(box)
-        ax.text(left + 0.47, row + 0.63, words, va="center", size=11)
+        ax.text(left + 0.47, row + 0.63, words, va="center")
     ax.plot([6.3, 6.3], [row + 0.38, row + 0.86], color=ORANGE, lw=3)
-    ax.text(6.5, row + 0.63, "the mask ends here", va="center", size=11)
+    ax.text(6.5, row + 0.63, "the mask ends here", va="center")
 
 
 class OperatorsData(NamedTuple):
@@ -169,26 +178,19 @@ def operators_data(path: Path | str) -> OperatorsData:
 
 def draw_operators(data: OperatorsData) -> BookFigure:
     """Draw the counts as pairs of bars, decode above prefill."""
-    figure, (ax,) = panels(width=7.2, height=4.4)
+    figure, (ax,) = panels(height=4.8)
     for i in range(len(data.groups)):
-        for entry, colour, shift in (("decode", BLUE, -0.2), ("prefill", ORANGE, 0.2)):
+        for entry, colour, shift in (("decode", BLUE, -0.2), ("prefill", AMBER, 0.2)):
             count = int(getattr(data, entry)[i])
             ax.barh(i + shift, count, height=0.38, color=colour)
-            ax.text(count + 0.5, i + shift, str(count), va="center", size=11)
+            words = f"{count} in {entry}" if i == 0 else str(count)
+            ax.text(count + 0.6, i + shift, words, va="center")
     ax.set_yticks(range(len(data.groups)), data.groups)
+    ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     totals = int(data.decode.sum()), int(data.prefill.sum())
-    ax.text(0.98, 0.30, "decode", color=BLUE, **_right(ax))
-    ax.text(0.98, 0.22, "prefill", color=ORANGE, **_right(ax))
-    ax.set_title(
-        f"Operators in the file: {totals[0]} for one token, {totals[1]} for many",
-        loc="left",
-        x=-0.35,
-    )
+    words = f"Operators in the file:\n{totals[0]} for one token, {totals[1]} for many"
+    ax.set_title(words, loc="left")
     return figure
-
-
-def _right(ax: Axes) -> dict:
-    return {"transform": ax.transAxes, "ha": "right", "size": 13, "weight": "bold"}

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from annotated_src.figures.style import BLUE, GREY, INK, BookFigure, panels
+from annotated_src.figures.style import BLUE, GREY, INK, PALE_ORANGE, BookFigure, panels
 
-READ = "#F3BE85"  # a pale orange: it must stay readable beside the blue
+READ = PALE_ORANGE  # a pale orange: it must stay readable beside the blue
 
 
 class Ledger(TorchDispatchMode):
@@ -140,7 +140,7 @@ def draw_memory(ways: Sequence[MemoryData]) -> BookFigure:
     """Draw each way as a hill: what is kept below, what is thrown away on top of it."""
     heights = [max(1.7, way.peak / way.final + 0.5) for way in ways]
     figure, axes = panels(
-        len(ways), 1, width=6.2, height=6.8, gridspec_kw={"height_ratios": heights}
+        len(ways), 1, height=7.2, gridspec_kw={"height_ratios": heights}
     )
     for ax, way, height in zip(axes, ways, heights, strict=True):
         _draw_hill(ax, way, height)
@@ -159,7 +159,7 @@ def _draw_hill(ax: Axes, data: MemoryData, height: float) -> None:
         top = floor + layer / data.final
         ax.fill_between(steps, floor, top, color=colour, lw=0, step="post")
         if (spot := _room_for_words(floor, top)) is not None:
-            ax.text(*spot, words, color=ink, ha="center", va="center", size=11.5)
+            ax.text(*spot, words, color=ink, ha="center", va="center")
         floor = top
     ax.step(steps, floor, color=INK, lw=1.2, where="post")
     ax.axhline(1, color=INK, lw=1, ls=(0, (4, 3)))
@@ -168,7 +168,7 @@ def _draw_hill(ax: Axes, data: MemoryData, height: float) -> None:
     _mark_phases(ax, data)
     at, peak = int(data.total.argmax()), data.peak / data.final
     ax.plot(at, peak, "o", color=INK, ms=4, clip_on=False)
-    ax.text(at, peak + 0.09, f"peak {peak:.2f}", ha="right", va="bottom", size=12)
+    ax.text(at, peak + 0.09, f"peak {peak:.2f}", ha="right", va="bottom", weight="bold")
     ax.set_title(data.way, loc="left")
 
 

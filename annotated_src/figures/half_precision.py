@@ -81,7 +81,7 @@ def fills_data() -> FillData:
 
 def draw_gaps(data: GapData) -> BookFigure:
     """Draw three staircases that differ at their ends only."""
-    figure, (ax,) = panels(width=6.2, height=4.6)
+    figure, (ax,) = panels(height=4.6)
     ax.axhline(1, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.text(6e-10, 1.6, "a gap of 1", color=INK)
     words = {
@@ -115,7 +115,7 @@ def draw_gaps(data: GapData) -> BookFigure:
 
 def draw_fills(data: FillData) -> BookFigure:
     """Draw a panel per fill and row, hidden keys in another colour."""
-    figure, axes = panels(2, 3, width=6.2, height=4.4, sharex=True, sharey=True)
+    figure, axes = panels(2, 3, height=4.4, sharex=True, sharey=True)
     titles = ["fill " + _short(fill) for fill in data.fills]
     seen = (data.visible, torch.zeros_like(data.visible))
     for i, ax in enumerate(axes):
@@ -136,8 +136,10 @@ def _bars(ax: Axes, weights: Tensor, visible: Tensor) -> None:
     if weights.isnan().all():
         ax.text(2.5, 0.3, "NaN", ha="center", va="center", size=26, color=ORANGE)
         return
-    colours = [BLUE if see else ORANGE for see in visible.tolist()]
-    ax.bar(range(len(weights)), weights.tolist(), color=colours)
+    bars = ax.bar(range(len(weights)), weights.tolist(), color=BLUE)
+    for bar, see in zip(bars, visible.tolist(), strict=True):
+        if not see:
+            bar.set(facecolor=ORANGE, hatch="//", edgecolor="white")
 
 
 def _short(fill: float) -> str:

@@ -16,9 +16,13 @@ from annotated_src.figures.style import (
     AMBER,
     BLUE,
     CYCLE,
+    GREY_INK,
     INK,
     ORANGE,
+    SIZE,
+    SKY,
     BookFigure,
+    ink_on,
     panels,
 )
 from annotated_src.masks import causal_mask
@@ -26,8 +30,6 @@ from annotated_src.models.llama import Llama, LlamaConfig
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 MIB, GIB = 2**20, 2**30
-SIZE = 11.5
-SOFT = "#59626D"
 
 
 def _sizes(
@@ -103,26 +105,21 @@ def sharing_data(num_tokens: int = 4096, num_heads: int = 6) -> SharingData:
 
 def draw_sharing(data: SharingData) -> BookFigure:
     """Draw the wires of the three layers; below, each model's cache as a bar."""
-    figure, (top, bottom) = panels(2, 1, 8.4, 6.7, height_ratios=[1.0, 2.75])
+    figure, (top, bottom) = panels(2, 1, height=5.7, height_ratios=[1.0, 2.0])
     for i, (name, reads) in enumerate(data.wiring.items()):
         _wires(top, 7.7 * i, reads.tolist(), name)
-    top.text(-0.8, 2.0, "query\nheads", ha="right", va="center", size=SIZE)
-    top.text(-0.8, 0.0, "KV\nheads", ha="right", va="center", size=SIZE)
-    top.set(xlim=(-2.6, 21.1), ylim=(-0.6, 3.4))
+    top.text(-0.8, 2.0, "query\nheads", ha="right", va="center")
+    top.text(-0.8, 0.0, "KV\nheads", ha="right", va="center")
+    top.set(xlim=(-2.6, 21.1), ylim=(-0.6, 4.6))
     top.set_aspect("equal")
     top.axis("off")
-    bottom.text(
-        -0.96,
-        -0.95,
-        f"The KV cache of one text of {data.num_tokens:,} tokens in float16; "
-        "each stripe is a KV head",
-        size=12.5,
-        weight="bold",
-    )
+    words = f"The KV cache of one text of {data.num_tokens:,} tokens"
+    bottom.text(-1.79, -0.95, words, size=SIZE + 1, weight="bold")
     for row, name in enumerate(data.cache):
         _stripes(bottom, row + 0.35 * (row > 2) + 0.35 * (row > 4), name, data)
-    bottom.set(xlim=(-0.97, 2.4), ylim=(7.3, -1.25), yticks=[])
-    bottom.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "0.5", "1", "1.5", "2 GiB"])
+    bottom.set(xlim=(-1.8, 3.62), ylim=(7.3, -1.3), yticks=[])
+    bottom.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "0.5", "1", "1.5", "2"])
+    bottom.set_xlabel("GiB in float16; each stripe is a KV head", loc="right")
     bottom.spines["left"].set_visible(False)
     bottom.spines["bottom"].set_bounds(0, 2)
     return figure
@@ -142,19 +139,13 @@ def _wires(ax: Axes, left: float, reads: list[int], title: str) -> None:
         square = {"ms": 17, "mec": "white", "mew": 1.5, "zorder": 2}
         ax.plot(middle, 0, "s", color=colour, **square)
         _number(ax, middle, 0.0, kv, colour)
-    ax.text(
-        left - 0.4,
-        2.95,
-        f"{title}: {num_heads} on {num_kv_heads}",
-        size=12.5,
-        weight="bold",
-    )
+    words = f"{title}\n{num_heads} on {num_kv_heads}"
+    ax.text(left - 0.4, 2.95, words, size=SIZE + 1, weight="bold")
 
 
 def _number(ax: Axes, x: float, y: float, number: int, colour: str) -> None:
-    ink = "white" if colour in (BLUE, ORANGE) else INK
     place = {"ha": "center", "va": "center_baseline", "zorder": 3}
-    ax.text(x, y, str(number), color=ink, size=10.5, weight="bold", **place)
+    ax.text(x, y, str(number), color=ink_on(colour), weight="bold", **place)
 
 
 def _stripes(ax: Axes, y: float, name: str, data: SharingData) -> None:
@@ -163,20 +154,20 @@ def _stripes(ax: Axes, y: float, name: str, data: SharingData) -> None:
     total = data.cache[name] / GIB
     width = total / config.num_kv_heads
     for kv in range(config.num_kv_heads):
-        colour = CYCLE[kv % len(CYCLE)]
+        colour = (BLUE, SKY)[kv % 2]
         corner = (kv * width, y - 0.36)
         ax.add_patch(
             Rectangle(corner, width, 0.72, facecolor=colour, edgecolor="white", lw=0.7)
         )
     heads = f"{config.num_heads} on {config.num_kv_heads}"
-    ax.text(-0.96, y, name, va="center", size=SIZE, weight="bold")
-    ax.text(-0.03, y, heads, va="center", ha="right", size=SIZE)
+    ax.text(-1.79, y, name, va="center", weight="bold")
+    ax.text(-0.05, y, heads, va="center", ha="right")
     words = _amount(data.cache[name])
-    ax.text(total + 0.03, y, words, va="center", size=SIZE, weight="bold")
+    ax.text(total + 0.03, y, words, va="center", weight="bold")
     factor = config.num_heads // config.num_kv_heads
     if factor > 1:
         rest = f"unshared: {_amount(data.unshared[name])} ({factor}×)"
-        ax.text(total + 0.39, y, rest, va="center", size=SIZE, color=SOFT)
+        ax.text(total + 0.72, y, rest, va="center", color=GREY_INK)
 
 
 def _amount(num_bytes: int) -> str:
@@ -274,7 +265,7 @@ def traffic_data(
 
 def draw_traffic(data: TrafficData) -> BookFigure:
     """Draw a bar for each way: read from the cache, copied, read again."""
-    figure, (ax,) = panels(width=8.0, height=3.1)
+    figure, (ax,) = panels(height=3.1)
     parts = (
         (BLUE, "white", "read from the cache"),
         (ORANGE, "white", "written as a copy"),
@@ -286,8 +277,8 @@ def draw_traffic(data: TrafficData) -> BookFigure:
             width = num_bytes / MIB
             ax.barh(row, width, 0.7, left, color=colour, edgecolor="white")
             if width > 40:
-                place = {"ha": "center", "va": "center", "size": SIZE}
-                ax.text(left + width / 2, row, words, color=ink, **place)
+                x = left + width / 2
+                ax.text(x, row, words, color=ink, ha="center", va="center")
             left += width
         ax.text(left + 1.5, row, f"{left:.0f} MiB", va="center", weight="bold")
     ax.set_yticks(range(len(data.moves)), list(data.moves))

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from annotated_src.figures.reading import token_label
@@ -16,8 +17,11 @@ from annotated_src.figures.style import (
     BLUE,
     GREY,
     INK,
+    SIZE,
     SKY,
+    WIDTH,
     BookFigure,
+    ink_on,
     panels,
 )
 from annotated_src.models.llama import Llama, LlamaConfig
@@ -153,36 +157,40 @@ WORST = 4.7  # log10 of the vocabulary's size
 def draw_lens(data: LensData) -> BookFigure:
     """Draw a table, deeper is lower: the word read there, shaded by the answer's place.
 
-    White and bold: the answer itself is in first place.
+    White on dark: the answer itself is in first place.
     """
     depths, columns = data.place.shape
-    figure, (ax,) = panels(height=0.207 * depths + 1.3)
+    figure, (ax,) = panels(height=0.215 * depths + 1.7)
     for depth in range(depths):
         for column in range(columns):
             _lens_cell(ax, data, depth, column)
     for column, (word, answer) in enumerate(
         zip(data.inputs, data.answers, strict=True)
     ):
-        _edge_word(ax, column, -0.35, word, "bottom")
-        _edge_word(ax, column, depths + 0.45, answer, "top", color=FIRST, weight="bold")
+        centre = {"x": column + 0.5, "ha": "center"}
+        ax.text(y=-0.35, s=_fit(word, columns), va="bottom", **centre)
+        words = _fit(answer, columns)
+        ax.text(y=depths + 0.35, s=words, va="top", color=FIRST, **centre)
     ax.text(-0.08, -0.35, "comes in", ha="right", va="bottom")
-    ax.text(-0.08, depths + 0.45, "is said", ha="right", va="top", color=FIRST)
+    ax.text(-0.08, depths + 0.35, "is said", ha="right", va="top", color=FIRST)
     names = ["embedding", "block 1", *map(str, range(2, depths - 1))]
     names.append(f"block {depths - 1}")
-    ax.set_yticks([d + 0.5 for d in range(depths)], names, fontsize=8.5)
-    ax.set(xlim=(0, columns), ylim=(depths + 1.7, -1.6), xticks=[])
+    ax.set_yticks([d + 0.5 for d in range(depths)], names)
+    ax.set(xlim=(0, columns), ylim=(depths + 4, -1.6), xticks=[])
     ax.tick_params(length=0, pad=3)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    _place_key(ax, columns, depths)
+    _place_key(ax, columns / 8, depths + 2.6)
     return figure
 
 
-def _edge_word(
-    ax: Axes, column: int, y: float, word: str, side: str, **look: str
-) -> None:
-    size = 10.5 if len(word) < 10 else 8.5
-    ax.text(column + 0.5, y, word, ha="center", va=side, fontsize=size, **look)  # type: ignore[arg-type]
+def _fit(word: str, columns: int) -> str:
+    """Cut the end off a word that is wider than a column of the table."""
+    room, shown = 72 * 0.83 * WIDTH / columns, word
+    while TextPath((0, 0), shown, size=SIZE).get_extents().width > room:
+        word = word[:-1]
+        shown = word + "…"
+    return shown
 
 
 def _shade(place: int) -> str | tuple[float, float, float, float]:
@@ -192,40 +200,24 @@ def _shade(place: int) -> str | tuple[float, float, float, float]:
 
 
 def _lens_cell(ax: Axes, data: LensData, depth: int, column: int) -> None:
-    place, word = int(data.place[depth, column]), data.best[depth][column]
-    box = Rectangle((column + 0.02, depth + 0.03), 0.96, 0.94, facecolor=_shade(place))
+    shade = _shade(int(data.place[depth, column]))
+    box = Rectangle((column + 0.02, depth + 0.03), 0.96, 0.94, facecolor=shade)
     ax.add_patch(box)
-    ax.text(
-        column + 0.5,
-        depth + 0.54,
-        word,
-        ha="center",
-        va="center",
-        fontsize=8 if len(word) < 10 else 7.2,
-        color="white" if place == 1 else INK,
-        weight="bold" if place == 1 else "normal",
-    )
+    at = (column + 0.5, depth + 0.54)
+    words = _fit(data.best[depth][column], len(data.inputs))
+    ax.text(*at, words, ha="center", va="center", color=ink_on(shade))
 
 
-def _place_key(ax: Axes, columns: int, depths: int) -> None:
-    """Explain the shades, to the right of the table."""
-    left, top = columns + 0.25, depths * 0.24
-    steps = [(1, "1st"), (10, "10th"), (100, "100th"), (1000, "1 000th")]
-    steps.append((10_000, "10 000th"))
-    ax.text(left, top - 0.5, "place of\nwhat is said", va="bottom", fontsize=9.5)
-    for i, (place, words) in enumerate(steps):
-        ax.add_patch(
-            Rectangle(
-                (left, top + 1.25 * i),
-                0.34,
-                1.0,
-                facecolor=_shade(place),
-                edgecolor=GREY,
-                linewidth=0.5,
-                clip_on=False,
-            )
-        )
-        ax.text(left + 0.45, top + 1.25 * i + 0.5, words, va="center", fontsize=9.5)
+def _place_key(ax: Axes, unit: float, top: float) -> None:
+    """Explain the shades, below the table."""
+    ax.text(2.2 * unit, top + 0.5, "place of what is said:", va="center", ha="right")
+    steps = {1: "1st", 10: "10th", 100: "100th", 1000: "1000th", 10_000: "10 000th"}
+    for i, (place, words) in enumerate(steps.items()):
+        left, shade = (2.3 + i * 1.15) * unit, _shade(place)
+        box = Rectangle((left, top), 1.1 * unit, 1.0, facecolor=shade)
+        ax.add_patch(box)
+        at = (left + 0.55 * unit, top + 0.54)
+        ax.text(*at, words, ha="center", va="center", color=ink_on(shade))
 
 
 class VotesData(NamedTuple):

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from annotated_src.attention import repeat_kv
-from annotated_src.figures.style import BLUE, GREEN, INK, ORANGE, BookFigure, panels
+from annotated_src.figures.style import AMBER, BLUE, INK, BookFigure, panels
 from annotated_src.fused_qkv import join_qkv, split_qkv
 from annotated_src.gguf_to_hf import GGUF_NAMES
 from annotated_src.masks import causal_mask
@@ -100,6 +100,9 @@ def _short(name: str, prefix: str) -> str:
     return f"… `{name.removeprefix(prefix)}`" if within else f"`{name}`"
 
 
+LOOKS = ((BLUE, "white"), (AMBER, INK), ("#BFE5D3", INK))  # of query, key, value
+
+
 class RowsData(NamedTuple):
     """What stands in each row of a fused matrix: 0 query, 1 key, 2 value, and whose."""
 
@@ -128,22 +131,14 @@ def rows_data() -> list[RowsData]:
 
 def draw_rows(data: Sequence[RowsData]) -> BookFigure:
     """Draw each matrix as coloured rows, the first on top, and where its half ends."""
-    figure, axes = panels(1, len(data), width=7.2, height=4.6)
+    figure, axes = panels(1, len(data), height=4.6)
     for ax, matrix in zip(axes, data, strict=True):
         marked = zip(matrix.kinds.tolist(), matrix.heads.tolist(), strict=True)
         for row, (kind, head) in enumerate(marked):
-            box = Rectangle((0, row + 0.05), 1, 0.9, color=(BLUE, ORANGE, GREEN)[kind])
-            ax.add_patch(box)
-            ax.text(
-                0.5,
-                row + 0.53,
-                f"{'qkv'[kind]}{head}",
-                color="white",
-                ha="center",
-                va="center",
-                size=13,
-                weight="bold",
-            )
+            fill, ink = LOOKS[kind]
+            ax.add_patch(Rectangle((0, row + 0.05), 1, 0.9, color=fill))
+            style = {"color": ink, "size": 13, "weight": "bold", "va": "center"}
+            ax.text(0.5, row + 0.53, f"{'qkv'[kind]}{head}", style, ha="center")
         middle = len(matrix.kinds) / 2
         ax.plot((0, 1), (middle, middle), color=INK, lw=1.5, ls=(0, (4, 3)))
         ax.set(xlim=(0, 1), ylim=(len(matrix.kinds), 0))
@@ -207,7 +202,7 @@ def _looks(model: llama.Llama, x: Tensor, queries: Tensor, keys: Tensor) -> Tens
 
 def draw_maps(data: MapsData) -> BookFigure:
     """Draw the three maps, a row a token, darker where it looks more."""
-    figure, axes = panels(1, 3, width=7.2, height=2.75)
+    figure, axes = panels(1, 3, height=2.8)
     maps = (
         ("read right", data.right),
         ("misread:\nper group as plain", data.misread),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT = 480.0, 74.0, 230.0, 30.0
+WIDTH, LEFT, BOX_WIDTH, BOX_HEIGHT = 500.0, 78.0, 244.0, 32.0
 CENTRE = LEFT + BOX_WIDTH / 2
 BLUE = "#0072B2"
 GAP, WIDE_GAP = 14.0, 40.0  # below a row; the wide one holds the plus of a residual
@@ -105,7 +105,7 @@ class ModelMap:
 
     def _row(self, row: Row, top: float) -> str:
         width = (BOX_WIDTH - 6 * (len(row.boxes) - 1)) / len(row.boxes)
-        drawn = [svg_text(LEFT + BOX_WIDTH + 22, top + 20, row.shape, 13, "start")]
+        drawn = [svg_text(LEFT + BOX_WIDTH + 22, top + 21.5, row.shape, anchor="start")]
         for i, (part, words) in enumerate(row.boxes):
             x = LEFT + i * (width + 6)
             lit = part in self.lit
@@ -114,7 +114,7 @@ class ModelMap:
                 f'<rect x="{x:.1f}" y="{top:g}" width="{width:.1f}" '
                 f'height="{BOX_HEIGHT:g}" rx="5" stroke="currentColor" fill="{fill}"/>'
             )
-            drawn.append(svg_text(x + width / 2, top + 20, words, ink=ink))
+            drawn.append(svg_text(x + width / 2, top + 21.5, words, ink=ink))
         bottom = top + BOX_HEIGHT
         if row.adds:
             drawn.append(_arrow(bottom, bottom + 5))
@@ -136,19 +136,19 @@ class ModelMap:
                 f'stroke-width="{4 if lit else 2.5}"/>'
             )
             if self.scale:
-                drawn.append(svg_text(LEFT + 44, plus + 15, self.scale, 13))
+                drawn.append(svg_text(LEFT + 44, plus + 16, self.scale))
             drawn.append(
                 f'<circle cx="{CENTRE:g}" cy="{plus:g}" r="10" fill="none" '
                 f'stroke="currentColor"/>' + svg_text(CENTRE, plus + 5.5, "+", 17)
             )
         top = tops[self.frame[0]] - 11
-        bottom = tops[self.frame[1]] + BOX_HEIGHT + (33 if self.scale else 30)
+        bottom = tops[self.frame[1]] + BOX_HEIGHT + (36 if self.scale else 30)
         drawn.append(
             f'<rect x="{LEFT - 28:g}" y="{top:g}" width="{BOX_WIDTH + 40:g}" '
             f'height="{bottom - top:g}" rx="9" fill="none" '
             f'stroke="currentColor" stroke-dasharray="4 4"/>'
         )
-        drawn.append(svg_text(LEFT - 52, (top + bottom) / 2, "× L", 15))
+        drawn.append(svg_text(LEFT - 52, (top + bottom) / 2, "× L"))
         return drawn
 
 
@@ -173,7 +173,7 @@ def svg_text(
     x: float,
     y: float,
     words: str,
-    size: int = 14,
+    size: int = 16,
     anchor: str = "middle",
     ink: str = "currentColor",
 ) -> str:

@@ -10,14 +10,7 @@ from torch.nn import functional as F
 
 from annotated_src.attention import Rotate
 from annotated_src.feed_forward import FeedForward
-from annotated_src.figures.style import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    BookFigure,
-    panels,
-)
+from annotated_src.figures.style import BLUE, GREY, INK, ORANGE, BookFigure, panels
 from annotated_src.masks import causal_mask
 from annotated_src.models.llama import LlamaBlock, LlamaConfig
 from annotated_src.norms import RMSNorm

@@ -54,7 +54,7 @@ def geometry_data(shift: float = 6.0) -> GeometryData:
 
 def draw_geometry(data: GeometryData) -> BookFigure:
     """Draw both norms as ways onto one circle."""
-    figure, (ax,) = panels(width=7.2, height=4.8)
+    figure, (ax,) = panels(height=4.8)
     along, across = data.x.tolist()
     left = data.shifted[0].item()
     ax.set_aspect("equal")
@@ -206,7 +206,7 @@ INFINITE = 300.0  # where the axis shows an infinite error
 def draw_cliffs(data: CliffData, eps: float = 1e-5) -> BookFigure:
     """Draw the error of each way, with the places where float16 falls off."""
     figure, (ax,) = panels(height=4.3)
-    ax.axvspan(data.sizes[0].item(), math.sqrt(eps), color=GREY, alpha=0.16, lw=0)
+    ax.axvspan(data.sizes[0].item(), math.sqrt(eps), color=GREY, alpha=0.1, lw=0)
     ax.text(1.4e-6, 4e-6, "ε = 1e-5 outweighs\nthe squares here", va="center")
     for errors, colour, style in (
         (data.float32_inside, GREEN, "-"),

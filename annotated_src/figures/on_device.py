@@ -7,12 +7,12 @@ from typing import NamedTuple
 from matplotlib.patches import Patch
 
 from annotated_src.figures.cache import product_weights
-from annotated_src.figures.style import AMBER, BLUE, INK, SKY, BookFigure, panels
+from annotated_src.figures.style import AMBER, BLUE, INK, PALE_BLUE, BookFigure, panels
 from annotated_src.models.llama import LlamaConfig
 
 PARTS = {
     "weights": (BLUE, "weights, read"),
-    "attended": (SKY, "cache, read by attention"),
+    "attended": (PALE_BLUE, "cache, read by attention"),
     "copied": (AMBER, "cache, copied: read, and written"),
 }
 
@@ -92,14 +92,13 @@ def draw_budgets(budgets: Sequence[BudgetData]) -> BookFigure:
                 colour = PARTS[part][0]
                 ax.barh(y, num_bytes / 1e6, left=left, color=colour, height=0.42)
                 left += num_bytes / 1e6
-            ax.text(0, y - 0.27, name, va="bottom", color=INK, size=13)
+            ax.text(0, y - 0.27, name, va="bottom", color=INK)
             total = f" {left:,.0f} MB"
-            ax.text(left, y, total, va="center", color=INK, size=13)
+            ax.text(left, y, total, va="center", color=INK)
         ax.set(ylim=(len(data.rows) - 0.6, -0.75), xlim=(0, widest * 1.16), yticks=[])
         ax.set_title(f"A cache of {data.cache_len:,} places", loc="left")
         ax.spines["left"].set_visible(False)
     axes[-1].set_xlabel("megabytes for each token that is written")
     keys = [Patch(color=colour, label=words) for colour, words in PARTS.values()]
-    place = {"loc": "outside upper left", "frameon": False, "fontsize": 12}
-    figure.legend(handles=keys, **place)
+    figure.legend(handles=keys, loc="outside upper left")
     return figure

@@ -7,7 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from annotated_src.figures.calls import Record, code_of, count_lines
-from annotated_src.figures.style import BLUE, GREY, INK, ORANGE, BookFigure, panels
+from annotated_src.figures.style import (
+    AMBER,
+    BLUE,
+    GREY,
+    GREY_INK,
+    INK,
+    PALE_ORANGE,
+    BookFigure,
+    panels,
+)
 from annotated_src.generate import generate
 from annotated_src.pipeline import TextGeneration
 
@@ -130,18 +139,24 @@ def _nested(paths: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     )
 
 
-STEP, RIGHT, SCALE = 0.13, 3.75, 90  # inches; lines of code to an inch
+# All across is 5; up and down, a row is 1.
+STEP, RIGHT, SCALE = 0.13, 3.75, 90  # lines of code to 1 across
+LARGE, SMALL = 15, 13  # points; twins are in the smaller
+TWIN_INK = "#8A3D00"
 
 
 def draw_tree(rows: Sequence[TreeRow]) -> BookFigure:
     """Draw one box under the other: ours, its twin, how often, and how many lines."""
-    height = 0.5
-    figure, (ax,) = panels(width=5.0, height=height * (len(rows) + 1))
+    figure, (ax,) = panels(height=0.69 * (len(rows) + 1))
     ax.set(xlim=(0, 5.0), ylim=(len(rows) + 0.1, -0.85))
     ax.axis("off")
-    ax.text(0.02, -0.25, "ours", color=BLUE, size=11.5, weight="bold")
-    ax.text(0.55, -0.25, "stands for", color=ORANGE, size=11.5, weight="bold")
-    ax.text(RIGHT, -0.25, "lines", color=INK, size=11.5, weight="bold")
+    heads = (
+        (0.02, "ours", BLUE),
+        (0.55, "stands for", TWIN_INK),
+        (RIGHT, "lines", INK),
+    )
+    for x, words, colour in heads:
+        ax.text(x, -0.25, words, color=colour, size=LARGE, weight="bold")
     last: dict[int, int] = {}  # the row of the latest box of each depth
     for y, row in enumerate(rows):
         last[row.depth] = y
@@ -170,26 +185,27 @@ def _box(ax: Axes, row: TreeRow, y: int) -> None:
     ax.add_patch(box)
     end = RIGHT - 0.1
     short = row.name.replace("TextGeneration.", "") if row.depth else row.name
-    ax.text(left + 0.07, y + 0.36, short, size=11, color=INK, weight="bold")
-    ax.text(end, y + 0.36, f"×{row.calls}", size=11, color=BLUE, ha="right")
+    ax.text(left + 0.07, y + 0.36, short, size=LARGE, color=INK, weight="bold")
+    ax.text(end, y + 0.36, f"×{row.calls}", size=LARGE, color=BLUE, ha="right")
     if row.twin:
         times = f"×{row.twin_calls}" if row.twin_calls else row.twin_place
         words = _fitting(row.twin, RIGHT - 0.25 - left - 0.07 * len(times))
-        ax.text(left + 0.07, y + 0.73, words, size=9.5, color="#8A3D00")
-        ax.text(end, y + 0.73, times, size=9.5, color="#8A3D00", ha="right")
+        ax.text(left + 0.07, y + 0.73, words, size=SMALL, color=TWIN_INK)
+        ax.text(end, y + 0.73, times, size=SMALL, color=TWIN_INK, ha="right")
     else:
-        ax.text(left + 0.07, y + 0.73, "no function of its own", size=9.5, color=GREY)
-    for lines, up, colour in ((row.lines, 0.12, BLUE), (row.twin_lines, 0.48, ORANGE)):
+        words = "no function of its own"
+        ax.text(left + 0.07, y + 0.73, words, size=SMALL, color=GREY_INK)
+    for lines, up, colour in ((row.lines, 0.12, BLUE), (row.twin_lines, 0.48, AMBER)):
         if lines:
             bar = Rectangle((RIGHT, y + up), lines / SCALE * 0.3, 0.24, color=colour)
             ax.add_patch(bar)
             x = RIGHT + lines / SCALE * 0.3 + 0.04
-            ax.text(x, y + up + 0.22, str(lines), size=9.5, color=INK)
+            ax.text(x, y + up + 0.22, str(lines), size=SMALL)
 
 
-def _fitting(words: str, inches: float) -> str:
+def _fitting(words: str, room: float) -> str:
     """Leave the class out, and then an end, where the words are too long."""
-    most = int(inches / 0.078)
+    most = int(room / 0.078)
     if len(words) > most:
         words = "…" + words.rpartition(".")[2]
     return words if len(words) <= most else words[: most - 1] + "…"
@@ -233,12 +249,12 @@ def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-READ = "#F3BE85"
+READ = PALE_ORANGE
 
 
 def draw_chat(rows: Sequence[TurnRow]) -> BookFigure:
     """Draw each turn as a bar of tokens: sent again, new, answered."""
-    figure, (ax,) = panels(width=5.0, height=0.85 * len(rows) + 0.9)
+    figure, (ax,) = panels(height=1.05 * len(rows) + 1.1)
     for y, row in enumerate(rows):
         parts = (
             (row.shared, READ, INK, "again"),
@@ -255,7 +271,7 @@ def draw_chat(rows: Sequence[TurnRow]) -> BookFigure:
                 left + width / 2, y, str(width), color=ink, ha="center", va="center"
             )
             left += width
-        ax.text(0, y - 0.34, f"{y + 1}. {row.said}", size=11)
+        ax.text(0, y - 0.34, f"{y + 1}. {row.said}")
     ax.set(ylim=(len(rows) - 0.4, -1.25), yticks=[], xlabel="tokens")
     ax.spines["left"].set_visible(False)
     for x, fill, words in (
@@ -272,5 +288,5 @@ def draw_chat(rows: Sequence[TurnRow]) -> BookFigure:
             edgecolor=INK if fill == "white" else "none",
         )
         ax.add_patch(key)
-        ax.text(x + 0.045, 0.965, words, transform=ax.transAxes, va="center", size=11)
+        ax.text(x + 0.045, 0.965, words, transform=ax.transAxes, va="center")
     return figure

@@ -9,15 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from torch import Tensor
 
-from annotated_src.figures.style import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    SKY,
-    BookFigure,
-    panels,
-)
+from annotated_src.figures.style import BLUE, GREY, INK, ORANGE, SKY, BookFigure, panels
 from annotated_src.masks import causal_mask, prefix_mask
 from annotated_src.models.chatglm import ChatGLM, ChatGLMConfig
 from annotated_src.positions import BlankIds, context_lengths
@@ -113,7 +105,7 @@ def extension_data(num_layers: int = 4, new_word: str = "today") -> ExtensionDat
 def draw_flow(data: FlowData) -> BookFigure:
     """Draw each mask, and beside it the derivatives inside the mask's outline."""
     rows = len(data.masks)
-    figure, axes = panels(rows, 2, width=5.6, height=8.8, sharex=True, sharey=True)
+    figure, axes = panels(rows, 2, height=9.6, sharex=True, sharey=True)
     shade = Normalize(vmin=FAINT, vmax=STRONG)
     names = ("causal", "prefix LM", "full")
     for row, (context, mask, size) in enumerate(
@@ -125,6 +117,14 @@ def draw_flow(data: FlowData) -> BookFigure:
         colours = ListedColormap(["white", BLUE, SKY])
         left.imshow(rule.numpy(), cmap=colours, vmin=0, vmax=2)
         left.set_title(f"{names[row]}, context {context}")
+        if 0 < context < len(mask):
+            left.text(
+                context / 2 - 0.5,
+                (len(mask) - 1) / 2,
+                "context",
+                ha="center",
+                va="center",
+            )
         table = torch.where(size > 0, size.log10(), torch.nan)
         right.imshow(table.numpy(), norm=shade, cmap="viridis_r")
         right.set_title(f"flow, {data.num_layers} layers")
@@ -151,7 +151,7 @@ def draw_flow(data: FlowData) -> BookFigure:
 
 def draw_extension(data: ExtensionData) -> BookFigure:
     """Draw which cached keys are still right after the context got one more word."""
-    figure, axes = panels(len(data.moved), 1, width=5.4, height=4.9, sharex=True)
+    figure, axes = panels(len(data.moved), 1, height=4.9, sharex=True)
     colours = ListedColormap([SKY, ORANGE])
     for ax, (name, moved) in zip(axes, data.moved.items(), strict=True):
         changed = moved > 1e-9  # rounding leaves less, a change far more
@@ -161,7 +161,7 @@ def draw_extension(data: ExtensionData) -> BookFigure:
         for y in range(layers):
             for x in range(count):
                 word, ink = ("moved", "white") if changed[y, x] else ("same", INK)
-                ax.text(x, y, word, ha="center", va="center", color=ink, size=10.5)
+                ax.text(x, y, word, ha="center", va="center", color=ink)
         ax.set_title(f"{name}: {int((~changed).sum())} of {changed.numel()} keys kept")
         ax.set_yticks(range(layers), [str(y + 1) for y in range(layers)])
         ax.set_ylabel("layer")

@@ -78,7 +78,7 @@ def mass_data(
 
 def draw_places(data: PlaceData) -> BookFigure:
     """Draw the scores as a map, the prefix as a column apart."""
-    figure, (ax,) = panels(width=6.2, height=4.9)
+    figure, (ax,) = panels(height=4.9)
     size = len(data.tokens)
     table = torch.full((size, size + 2), torch.nan)
     table[:, 0], table[:, 2:] = data.prefix, data.tokens
@@ -100,7 +100,7 @@ def draw_places(data: PlaceData) -> BookFigure:
 
 def draw_mass(data: MassData) -> BookFigure:
     """Draw a row per head and a column per word, before training and after."""
-    figure, axes = panels(2, 1, width=6.4, height=6.4, sharex=True)
+    figure, axes = panels(2, 1, height=6.4, sharex=True)
     layers, heads, columns = data.before.shape
     shade = Normalize(vmin=0, vmax=1)
     for ax, mass, when in zip(

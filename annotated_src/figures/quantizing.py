@@ -73,15 +73,16 @@ def crest(x: Float[Tensor, "*rows cols"]) -> Float[Tensor, "*rows"]:
 
 def draw_row(data: RowData, first: int, count: int = 128) -> BookFigure:
     """Draw some columns of it, before and after, and the grid behind them."""
-    figure, axes = panels(3, 1, width=7.2, height=7.4, sharex=True)
+    figure, axes = panels(3, 1, height=7.4, sharex=True)
     columns = torch.arange(first, first + count)
     weight, limit = data.weight[columns], 1.45
     top = int(data.weight.abs().argmax())
     for kind, ax in enumerate(axes):
         step, rounded = data.steps[kind, columns], data.rounded[kind, columns]
         _grid(ax, columns, step, KIND_BITS[kind])
-        ax.scatter(columns, weight, s=13, color=GREY, lw=0, label="before", zorder=2)
-        ax.scatter(columns, rounded, s=13, color=BLUE, lw=0, label="rounded", zorder=3)
+        hollow = {"facecolor": "white", "edgecolor": INK, "lw": 0.9}
+        ax.scatter(columns, weight, s=17, label="before", zorder=2, **hollow)
+        ax.scatter(columns, rounded, s=17, color=BLUE, lw=0, label="rounded", zorder=3)
         zeros = f"{data.zeros[kind]:.0%}" if kind != 1 else f"{data.zeros[kind]:.1%}"
         ax.set_title(f"{KINDS[kind]}: {zeros} of the row becomes 0", loc="left")
         ax.set(ylim=(-limit, limit), xlim=(first - 1, first + count), ylabel="weight")
@@ -94,9 +95,8 @@ def draw_row(data: RowData, first: int, count: int = 128) -> BookFigure:
             ax.text(
                 top + 2.5, 0.84 * edge, words, color=ORANGE, va="center", bbox=paper
             )
-    axes[1].legend(
-        loc="lower right", ncols=2, handletextpad=0, borderpad=0.1, frameon=False
-    )
+    free = "upper right" if data.weight[top] < 0 else "lower right"
+    axes[1].legend(loc=free, ncols=2, handletextpad=0, borderpad=0.1, markerscale=1.8)
     axes[-1].set_xlabel("column")
     return figure
 
@@ -243,7 +243,8 @@ def draw_frontier(data: FrontierData) -> BookFigure:
     for point in data.points:
         colour = ORANGE if point.kind == "int4" else BLUE
         at = (point.megabytes, point.grades.mean_kl)
-        ax.scatter(*at, color=colour, s=46, zorder=3)
+        mark = "s" if point.kind == "int4" else "o"
+        ax.scatter(*at, color=colour, s=50, marker=mark, zorder=3)
         left = point.name in ("whole rows", "groups of 64")
         ax.annotate(
             point.name if left else f"{point.kind}, {point.name}",

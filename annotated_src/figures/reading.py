@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from annotated_src.figures.style import AMBER, INK, BookFigure, panels
+from annotated_src.figures.style import AMBER, GREY_INK, BookFigure, ink_on, panels
 from annotated_src.tokenizer import TextTokenizer
 
 
@@ -57,9 +57,9 @@ def draw_guesses(data: GuessesData) -> BookFigure:
             colour = AMBER if word == came else "#BBDDF2"
             ax.barh(y, share, height=0.84, color=colour)
             weight = "bold" if word == came else "normal"
-            ax.text(0.02, y, word, va="center", fontsize=10.5, weight=weight)
-            ax.text(1.03, y, f"{share:.0%}", va="center", ha="right", fontsize=9)
-        ax.set_title(data.words[i], loc="left", fontsize=12, weight="bold")
+            ax.text(0.02, y, word, va="center", weight=weight)
+            ax.text(1.03, y, f"{share:.0%}", va="center", ha="right")
+        ax.set_title(data.words[i], loc="left", weight="bold")
         ax.set(xlim=(0, 1.06), ylim=(len(guesses) - 0.5, -0.5), xticks=[], yticks=[])
         for side in ("left", "bottom"):
             ax.spines[side].set_visible(side == "left")
@@ -126,7 +126,7 @@ def draw_notice(data: NoticeData) -> BookFigure:
         (size / 2, "how much of the guess after this word moves", "center"),
         (size + 0.15, "guess at the end", "left"),
     ):
-        ax.text(x, -0.72, words, ha=side, va="bottom", color="#59626D", fontsize=10.5)
+        ax.text(x, -0.72, words, ha=side, va="bottom", color=GREY_INK)
     ax.set(xlim=(-0.02, size + 0.02), ylim=(size + 0.02, -1.1), xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -150,5 +150,5 @@ def _notice_cell(ax: Axes, row: int, column: int, moved: float) -> None:
         f"{moved:.0%}" if seen else "0" if moved == 0 else f"{moved:.0e}",
         ha="center",
         va="center",
-        color="white" if seen and moved > 0.7 else INK if seen else "#8A929C",
+        color=ink_on(NOTICED(moved)) if seen else GREY_INK,
     )

@@ -14,7 +14,7 @@ from annotated_src.figures.style import (
     GREY,
     INK,
     ORANGE,
-    STYLE,
+    WIDTH,
     BookFigure,
     panels,
 )
@@ -22,7 +22,6 @@ from annotated_src.rotary import apply_rotary, rope_frequencies, rope_tables
 
 TURN = 2 * math.pi
 RADIUS = 0.41
-SIZE = STYLE["font.size"]
 
 
 class ClockData(NamedTuple):
@@ -111,14 +110,13 @@ def draw_clocks(data: ClockData) -> BookFigure:
     """Draw a row of dials per position; below, the angle between two hands."""
     rows, columns = data.hands.shape
     second = -rows - 0.35  # where the lower part begins
-    top, bottom, left, right = 1.2, second - 2.75, -2.3, columns - 0.5
-    width = 8.4
-    figure, (ax,) = panels(width=width, height=width * (top - bottom) / (right - left))
+    top, bottom, left, right = 1.3, second - 2.75, -2.55, columns - 0.5
+    figure, (ax,) = panels(height=WIDTH * (top - bottom) / (right - left))
     for column, wavelength in enumerate(data.wavelengths.tolist()):
-        ax.text(column, 0.92, f"pair {column}", ha="center", weight="bold", size=SIZE)
+        ax.text(column, 0.97, f"pair {column}", ha="center", weight="bold")
         period = f"{wavelength:,.0f}" if wavelength > 100 else f"{wavelength:.1f}"
-        ax.text(column, 0.6, period, ha="center", size=SIZE)
-    ax.text(-0.62, 0.6, "tokens per turn", ha="right", size=SIZE)
+        ax.text(column, 0.6, period, ha="center")
+    ax.text(-0.62, 0.6, "tokens per turn", ha="right")
     for row, position in enumerate(data.positions.tolist()):
         y = -float(row)
         _label(ax, y, f"position {position}", INK)
@@ -126,8 +124,8 @@ def draw_clocks(data: ClockData) -> BookFigure:
             hand, turns = data.hands[row, column].item(), data.turns[row, column].item()
             _dial(ax, float(column), y, 0.0, TURN if turns >= 1 else hand, BLUE)
             _hand(ax, float(column), y, hand, BLUE, 2.2)
-    heading = "A score sees only the angle between the query's hand and the key's"
-    ax.text(left, second + 0.05, heading, weight="bold", size=SIZE)
+    heading = "A score sees only the angle between the two hands"
+    ax.text(left, second + 0.05, heading, weight="bold")
     for row, (query_at, key_at) in enumerate(data.couples.tolist()):
         y = second - 0.6 - row
         _label(ax, y + 0.17, f"query at {query_at}", BLUE)
@@ -140,10 +138,10 @@ def draw_clocks(data: ClockData) -> BookFigure:
             _hand(ax, float(column), y, query, BLUE, 1.6)
     between = (data.query_hands - data.key_hands)[-1] % TURN
     y = second - 0.38 - len(data.couples)
-    _label(ax, y + 0.06, "angle, in both rows", GREEN)
+    _label(ax, y + 0.06, "both angles", GREEN)
     for column, degrees in enumerate(between.rad2deg().tolist()):
         words = f"{degrees:.0f}°" if degrees > 10 else f"{degrees:.2g}°"
-        ax.text(column, y, words, ha="center", size=SIZE, color=GREEN)
+        ax.text(column, y, words, ha="center", color=GREEN)
     ax.set(xlim=(left, right), ylim=(bottom, top))
     ax.set_aspect("equal")
     ax.axis("off")
@@ -152,7 +150,7 @@ def draw_clocks(data: ClockData) -> BookFigure:
 
 def draw_scores(data: ScoreData) -> BookFigure:
     """Draw the two score tables with one diagonal marked."""
-    figure, axes = panels(1, 2, width=7.6, height=4.7, sharey=True)
+    figure, axes = panels(1, 2, height=4.7, sharey=True)
     titles = ("Sinusoids added", "Vectors turned (RoPE)")
     for ax, scores, title in zip(axes, (data.added, data.turned), titles, strict=True):
         ax.imshow(scores.numpy(), cmap="cividis")
@@ -165,7 +163,7 @@ def draw_scores(data: ScoreData) -> BookFigure:
         low, high = _short(line.min().item()), _short(line.max().item())
         values = f"always {low}" if low == high else f"from {low} to {high}"
         ax.set_xlabel(
-            f"key's position $n$\n\ndistance {data.distance}, outlined: {values}"
+            f"key's position $n$\ndistance {data.distance}, outlined: {values}"
         )
     axes[0].set_ylabel("query's position $m$")
     return figure
@@ -173,7 +171,7 @@ def draw_scores(data: ScoreData) -> BookFigure:
 
 def draw_decay(data: DecayData) -> BookFigure:
     """Draw the paper's bound, and the all-ones score for two bases."""
-    figure, (left, right) = panels(1, 2, width=7.6, height=3.5)
+    figure, (left, right) = panels(1, 2, height=3.5)
     left.plot(data.near, data.bound, color=INK)
     left.set_title("The paper's bound, base 10,000")
     left.set_ylabel("relative to distance 0")
@@ -187,7 +185,7 @@ def draw_decay(data: DecayData) -> BookFigure:
             data.far, data.ones[base], color=colour, linewidth=0.5, alpha=0.3
         )
         right.semilogx(data.middles, data.means[base], color=colour, linewidth=2.6)
-        right.text(x, y, words, color=colour, size=SIZE)
+        right.text(x, y, words, color=colour)
     right.set_title("Score of all-ones vectors")
     right.set_xticks([1, 10, 100, 1000, 8192], ["1", "10", "100", "1000", "8192"])
     right.minorticks_off()
@@ -201,7 +199,7 @@ def _hands(positions: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def _label(ax: Axes, y: float, words: str, colour: str) -> None:
-    ax.text(-0.62, y, words, ha="right", va="center", color=colour, size=SIZE)
+    ax.text(-0.62, y, words, ha="right", va="center", color=colour)
 
 
 def _dial(

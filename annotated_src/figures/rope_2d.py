@@ -12,16 +12,16 @@ from annotated_src.figures.style import (
     BLUE,
     GREEN,
     GREY,
+    GREY_INK,
     INK,
     ORANGE,
-    STYLE,
+    WIDTH,
     BookFigure,
     panels,
 )
 from annotated_src.positions import BlankIds, prompt_positions
 from annotated_src.rotary_2d import half_frequencies, rope_table
 
-SIZE = STYLE["font.size"]
 RADIUS = 0.42
 CONTEXT = ["the", "cat", "slept", "on", "[MASK]", "all", "day"]
 WORDS = [*CONTEXT, "<sop>", "my", "red", "mat"]
@@ -97,21 +97,20 @@ def draw_two_clocks(data: TwoClocks) -> BookFigure:
     opens = data.words.index("<sop>")
     left, right, top = -2.35, num_words - 0.45, 0.5
     height = 2 * (num_hands + 1.3) + 0.5
-    width = 7.4
-    figure, (ax,) = panels(width=width, height=width * height / (right - left))
+    figure, (ax,) = panels(height=WIDTH * height / (right - left))
     for column, word in enumerate(data.words):
         weight = "bold" if word in ("[MASK]", "<sop>") else "normal"
-        ax.text(column, 0.1, word, ha="center", weight=weight, size=SIZE)
+        ax.text(column, 0.1, word, ha="center", weight=weight)
     looks = (
         ("place", "first half", BLUE, (opens, num_words), "stand still at the blank"),
         ("step", "second half", ORANGE, (0, opens), "wait at noon"),
     )
     for row, (name, half, colour, (start, stop), words) in enumerate(looks):
         y = -0.55 - row * (num_hands + 1.3)
-        ax.text(left, y, name, color=colour, weight="bold", va="center", size=SIZE)
+        ax.text(left, y, name, color=colour, weight="bold", va="center")
         low = y - num_hands - 0.62
         band = Rectangle(
-            (start - 0.5, low), stop - start, y - low + 0.32, color=colour, alpha=0.1
+            (start - 0.5, low), stop - start, y - low + 0.32, color=colour, alpha=0.06
         )
         ax.add_patch(band)
         ax.text(
@@ -120,15 +119,12 @@ def draw_two_clocks(data: TwoClocks) -> BookFigure:
             words,
             ha="center",
             color=colour,
-            size=SIZE,
         )
-        ax.text(left, y - 1.05, half, color=colour, size=SIZE, va="center")
-        ax.text(left, y - 1.43, "of the head", color=colour, size=SIZE, va="center")
+        ax.text(left, y - 1.05, half, color=colour, va="center")
+        ax.text(left, y - 1.43, "of the head", color=colour, va="center")
         for column in range(num_words):
             number = str(data.positions[row, column].item())
-            ax.text(
-                column, y, number, ha="center", va="center", color=colour, size=SIZE
-            )
+            ax.text(column, y, number, ha="center", va="center", color=colour)
             for hand in range(num_hands):
                 angle = data.hands[row, hand, column].item()
                 _dial(ax, float(column), y - 0.75 - hand * 0.95, angle, colour)
@@ -140,7 +136,7 @@ def draw_two_clocks(data: TwoClocks) -> BookFigure:
 
 def draw_phase_errors(data: PhaseErrors) -> BookFigure:
     """Draw the error of all 32 pairs against position, in float32 and in float16."""
-    figure, axes = panels(2, 1, width=7.2, height=6.6, sharex=True, sharey=True)
+    figure, axes = panels(2, 1, height=6.6, sharex=True, sharey=True)
     titles = (
         "Model in float32: slightly other frequencies",
         "Model in float16: every angle rounded as well",
@@ -162,18 +158,20 @@ def draw_phase_errors(data: PhaseErrors) -> BookFigure:
         ax.set_xticks([0, 512, 1024, 1536, 2048])
     for pair, (x, y) in {1: (2060, 0.215), 2: (2060, 0.325), 3: (2060, -0.15)}.items():
         words = f"pair {pair}"
-        axes[0].text(x, y, words, color=highlights[pair], va="center", size=SIZE)
-    axes[0].text(2060, 0, "others", color=GREY, va="center", size=SIZE)
+        axes[0].text(x, y, words, color=highlights[pair], va="center")
+    axes[0].text(2060, 0, "others", color=GREY_INK, va="center")
     worst = data.errors[torch.float16].abs().amax().item()
     words = f"worst: {worst:.2f} rad, {math.degrees(worst):.0f}°"
-    axes[1].text(1180, 0.72, words, color=ORANGE, size=SIZE)
+    axes[1].text(1180, 0.72, words, color=ORANGE)
+    for pair, at in {1: (660, 0.35), 2: (480, 0.22), 3: (700, -0.3)}.items():
+        axes[1].text(*at, f"pair {pair}", color=highlights[pair], ha="right")
     axes[1].set_xlabel("position")
     return figure
 
 
 def draw_wander(data: Wander) -> BookFigure:
     """Draw the score against the query's position, a panel per dtype."""
-    figure, axes = panels(3, 1, width=7.2, height=6.6, sharex=True, sharey=True)
+    figure, axes = panels(3, 1, height=6.6, sharex=True, sharey=True)
     for ax, (dtype, scores), colour in zip(
         axes, data.scores.items(), (BLUE, ORANGE, INK), strict=True
     ):

@@ -10,12 +10,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon, Rectangle
 from torch import Tensor
 
-from annotated_src.figures.style import BLUE, INK, ORANGE, SKY, BookFigure, panels
+from annotated_src.figures.style import (
+    BLUE,
+    INK,
+    ORANGE,
+    PALE_ORANGE,
+    SKY,
+    BookFigure,
+    panels,
+)
 from annotated_src.scoring import token_log_probs
 
 Filter = Callable[[Tensor], Tensor]  # (1, V) logits to (1, V) logits
-TAIL, CUT = "#D5DAE0", "#F3BE85"
-LETTER = 0.0128  # the width of one, on a strip of width 1
+TAIL, CUT = "#D5DAE0", PALE_ORANGE
+LETTER = 0.0146  # the width of one, on a strip of width 1
 
 
 class Strip(NamedTuple):
@@ -82,7 +90,7 @@ def draw_strips(
             bottom = -step * row
             said = _kept(d, strip) if dart is None else _hit(d, strip, dart)
             ax.text(0, bottom + top, strip.name, weight="bold", va="bottom")
-            ax.text(1, bottom + top, said, size=11, va="bottom", ha="right")
+            ax.text(1, bottom + top, said, va="bottom", ha="right")
             _segments(ax, d, strip, bottom)
             if ghosts:
                 _ghost(ax, strip.mass, bottom)
@@ -106,7 +114,7 @@ def _kept(data: StripData, strip: Strip) -> str:
 def _hit(data: StripData, strip: Strip, dart: float) -> str:
     rank = hit(strip.shares, dart)
     word = data.words[rank] if rank < len(data.words) else f"no. {rank + 1:,}"
-    return f"the best has {strip.shares[0]:.0%}; u = {dart:g} is “{word}”"
+    return f"best {strip.shares[0]:.0%}, u = {dart:g} is “{word}”"
 
 
 def _segments(ax: Axes, data: StripData, strip: Strip, bottom: float) -> None:
@@ -116,18 +124,21 @@ def _segments(ax: Axes, data: StripData, strip: Strip, bottom: float) -> None:
         if share < 0.004:
             continue
         fill, ink = (BLUE, "white") if shown % 2 == 0 else (SKY, INK)
+        box = Rectangle((left, bottom), share, 1, fc=fill, ec="white", lw=0.4)
         if come is not None and come[place]:
             fill, ink = ORANGE, "white"
-        ax.add_patch(Rectangle((left, bottom), share, 1, fc=fill, ec="white", lw=0.4))
+            box.set(facecolor=fill, hatch="////", edgecolor="#E59A62")
+        ax.add_patch(box)
         if (len(word) + 0.6) * LETTER < share:
-            style = {"color": ink, "ha": "center", "va": "center", "size": 10.5}
+            ground = {"facecolor": fill, "lw": 0, "pad": 1.5}
+            style = {"color": ink, "ha": "center", "va": "center", "bbox": ground}
             ax.text(left + share / 2, bottom + 0.47, word, **style)
         left, shown = left + share, shown + 1
     if shown < strip.kept:
         ax.add_patch(Rectangle((left, bottom), 1 - left, 1, fc=TAIL, ec="none"))
         more = f"{strip.kept - shown:,} more"
         if (len(more) + 1) * LETTER < 1 - left:
-            ax.text(0.988, bottom + 0.47, more, ha="right", va="center", size=10.5)
+            ax.text(0.988, bottom + 0.47, more, ha="right", va="center")
 
 
 def _ghost(ax: Axes, mass: float, bottom: float) -> None:
@@ -141,37 +152,48 @@ def _ghost(ax: Axes, mass: float, bottom: float) -> None:
     ax.add_patch(Polygon(corners, fc=BLUE, ec="none", alpha=0.13))
 
 
+COLOURS, MARKS, TAILS = (BLUE, ORANGE), ("o", "s"), ("-", (0, (3, 1.5)))
+
+
 def draw_cuts(data: Sequence[StripData]) -> BookFigure:
     """Draw the cuts of top-k, top-p and min-p, each against what it looks at."""
-    figure, axes = panels(1, 3, height=4.1)
+    figure, axes = panels(1, 3, height=4.4)
     places = torch.arange(1, len(data[0].before) + 1).numpy()
-    for d, colour in zip(data, (BLUE, ORANGE), strict=True):
+    for d, colour, mark, tail in zip(data, COLOURS, MARKS, TAILS, strict=True):
         heights = (d.before, d.before.cumsum(0), d.before / d.before[0])
         for ax, y, strip in zip(axes, heights, d.strips, strict=True):
-            ax.plot(places, y.numpy(), color=colour, lw=1, alpha=0.6)
+            ax.plot(places, y.numpy(), color=colour, lw=1.4, ls=tail)
             ax.plot(places[: strip.kept], y[: strip.kept].numpy(), color=colour, lw=4)
-            ax.plot([strip.kept], [y[strip.kept - 1]], "o", color=colour, ms=7)
-    for i, (ax, strip) in enumerate(zip(axes, data[0].strips, strict=True)):
-        at = float(strip.name.split()[-1])
-        cut = ax.axvline if i == 0 else ax.axhline
-        cut(at, color=INK, lw=1.2, ls="--")
-        ax.set_xscale("log")
-        ax.set_yscale("linear" if i == 1 else "log")
-        ax.set(xlim=(0.8, places[-1]), ylim=(0, 1.03) if i == 1 else (1e-5, 1.6))
-        ax.set_xticks([1, 100, 10_000], ["1", "100", "10,000"])
-        ax.minorticks_off()
-        what = ("probability", "sum so far", "share of the best")[i]
-        ax.set_title(f"{strip.name}\n{what}", loc="left")
-        for d, colour, y in zip(data, (BLUE, ORANGE), (0.17, 0.08), strict=True):
-            y += 0 if i == 1 else 0.77
-            said = f"keeps {d.strips[i].kept}"
-            style = {"color": colour, "ha": "right", "weight": "bold"}
-            ax.text(0.97, y, said, style, transform=ax.transAxes)
+            ax.plot([strip.kept], [y[strip.kept - 1]], mark, color=colour, ms=9)
+    for i, ax in enumerate(axes):
+        _cut(ax, data, i)
     axes[1].set_xlabel("place, most likely first")
     names = [f"{d.prompt} …" for d in data]
-    lines = [Line2D([], [], color=c, lw=4) for c in (BLUE, ORANGE)]
-    figure.legend(lines, names, loc="outside lower left", ncols=2, frameon=False)
+    looks = zip(COLOURS, MARKS, TAILS, strict=True)
+    lines = [Line2D([], [], color=c, marker=m, ls=t, ms=9) for c, m, t in looks]
+    figure.legend(lines, names, loc="outside lower left", ncols=2, columnspacing=1)
     return figure
+
+
+def _cut(ax: Axes, data: Sequence[StripData], i: int) -> None:
+    """Draw where the filter in this place cuts, and say what it keeps."""
+    name = data[0].strips[i].name
+    line = ax.axvline if i == 0 else ax.axhline
+    line(float(name.split()[-1]), color=INK, lw=1.2, ls="--")
+    ax.set_xscale("log")
+    ax.set_yscale("linear" if i == 1 else "log")
+    end = len(data[0].before)
+    ax.set(xlim=(0.8, end), ylim=(0, 1.03) if i == 1 else (1e-5, 1.6))
+    ax.set_xticks([1, 100, 10_000], ["1", "100", "10,000"])
+    ax.minorticks_off()
+    what = ("probability", "sum so far", "share of the best")[i]
+    ax.set_title(f"{name}\n{what}", loc="left")
+    for d, colour, y in zip(data, COLOURS, (0.17, 0.08), strict=True):
+        y += 0 if i == 1 else 0.77
+        paper = {"facecolor": "white", "lw": 0, "pad": 1}
+        style = {"color": colour, "ha": "right", "weight": "bold", "bbox": paper}
+        words = f"keeps {d.strips[i].kept}"
+        ax.text(0.97, y, words, style, transform=ax.transAxes)
 
 
 class LoopData(NamedTuple):
@@ -199,6 +221,10 @@ def draw_loop(data: LoopData) -> BookFigure:
         ax.plot(chances, style, color=colour, alpha=alpha, ms=5)
     first, end = data.chances[0, -1].item(), data.chances[-1, -1].item()
     right = len(data.words) - 0.85
+    if abs(end - first) < 0.08:  # move the words apart
+        first, end = (
+            (first - 0.04, end + 0.04) if end > first else (first + 0.04, end - 0.04)
+        )
     ax.text(right, first, "1st time", color=ORANGE, va="center")
     ax.text(right, end, f"{last + 1}th time", color=BLUE, va="center")
     ax.set_xticks(range(len(data.words)), data.words)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from annotated_src.figures.model_map import BLUE, svg_text
 
-WIDTH = 480
+WIDTH = 528
 BOX_WIDTH, BOX_HEIGHT = 176, 34
 LEFT, RIGHT = 12, 264  # where the boxes of the two columns begin
 BETWEEN = (LEFT + BOX_WIDTH + RIGHT) / 2
@@ -80,7 +80,7 @@ class StationMap:
                 f'viewBox="0 0 {WIDTH} {self.height}" width="{WIDTH}" '
                 f'style="max-width:100%" font-family="sans-serif" fill="currentColor">',
                 f"<title>{escape(f'Map of {self.road}. Lit: {lit}')}</title>",
-                *(svg_text(x, 20.0, words, 13) for x, words in titles),
+                *(svg_text(x, 20.0, words) for x, words in titles),
                 *(_box(s, name in self.lit) for name, s in self.stations.items()),
                 *(_down(*(self.stations[end] for end in pair)) for pair in self.down),
                 *self.turns(),
@@ -90,7 +90,7 @@ class StationMap:
 
     def turns(self) -> list[str]:
         """Draw the lines that do not go straight down."""
-        right_edge, turn = RIGHT + BOX_WIDTH, RIGHT + BOX_WIDTH + 26
+        right_edge, turn = RIGHT + BOX_WIDTH, RIGHT + BOX_WIDTH + 34
         names = ("loading", "prefill", "sampling", "decode", "text")
         loading, prefill, sampling, decode, text = (
             self.stations[name].middle for name in names
@@ -109,7 +109,7 @@ class StationMap:
                 f"M {RIGHT} {sampling + 8:g} H {BETWEEN:g} V {text:g} H {RIGHT}"
                 " m -5 -4 l 5 4 l -5 4"
             ),
-            svg_text(BETWEEN - 8, text - 6, "every id, at once", 13, "end"),
+            svg_text(BETWEEN - 8, text - 6, "every id, at once", anchor="end"),
         ]
 
 
@@ -124,11 +124,11 @@ def _box(station: Station, lit: bool) -> str:
     drawn = (
         f'<rect x="{station.x}" y="{station.y}" width="{BOX_WIDTH}" '
         f'height="{BOX_HEIGHT}" rx="5" stroke="currentColor" fill="{fill}"/>'
-        + svg_text(centre, station.y + 22.0, station.words, 15, ink=ink)
+        + svg_text(centre, station.y + 22.0, station.words, ink=ink)
     )
     if station.leaves:
         below = station.y + BOX_HEIGHT + 28.0
-        drawn += svg_text(centre + 8, below, station.leaves, 13, "start")
+        drawn += svg_text(centre + 8, below, station.leaves, anchor="start")
     return drawn
 
 

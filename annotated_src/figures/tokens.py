@@ -11,7 +11,15 @@ from matplotlib.patches import Rectangle
 
 from annotated_src.byte_alphabet import to_bytes
 from annotated_src.byte_pair import BytePairEncoder, cut_pieces
-from annotated_src.figures.style import BLUE, GREY, INK, ORANGE, BookFigure, panels
+from annotated_src.figures.style import (
+    BLUE,
+    GREY_INK,
+    INK,
+    ORANGE,
+    BookFigure,
+    ink_on,
+    panels,
+)
 
 BYTE_GREY = (0.93, 0.94, 0.95)
 ARTICLE_1 = {
@@ -106,7 +114,7 @@ def draw_wall(walls: Sequence[Sequence[Brick]], last_merge: int) -> BookFigure:
     figure, axes = panels(
         len(walls),
         1,
-        height=0.9 + 0.42 * sum(levels),
+        height=1.0 + 0.42 * sum(levels),
         height_ratios=levels,
     )
     scale = ScalarMappable(LogNorm(1, last_merge), "YlGnBu_r")
@@ -120,7 +128,7 @@ def draw_wall(walls: Sequence[Sequence[Brick]], last_merge: int) -> BookFigure:
         scale, ax=axes, location="bottom", fraction=0.05, pad=0.02, aspect=50
     )
     ticks = [1, 10, 100, 1000, 10_000]
-    bar.set_ticks(ticks, labels=[f"{tick:,}".replace(",", " ") for tick in ticks])
+    bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
     bar.ax.minorticks_off()
     bar.set_label("learnt as merge number")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
@@ -129,29 +137,29 @@ def draw_wall(walls: Sequence[Sequence[Brick]], last_merge: int) -> BookFigure:
 
 def _lay(ax: Axes, brick: Brick, scale: ScalarMappable) -> None:
     colours = scale.to_rgba(np.array([max(brick.merge, 1)]))
-    red, green, blue = colours[0, :3].tolist() if brick.merge else BYTE_GREY
-    dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.45
+    rgb = colours[0, :3].tolist() if brick.merge else BYTE_GREY
     ax.add_patch(
         Rectangle(
             (brick.start + 0.03, brick.level + 0.04),
             brick.stop - brick.start - 0.06,
             brick.roof - brick.level - 0.08,
-            facecolor=(red, green, blue),
+            facecolor=rgb,
             edgecolor=ORANGE if brick.final else "white",
             linewidth=2.4 if brick.final else 0,
         )
     )
     label = token_text(brick.token)
+    narrow = len(label) > 2 * (brick.stop - brick.start) - 1  # bytes in hexadecimal
     ax.text(
         (brick.start + brick.stop) / 2,
         brick.level + 0.46,
-        label,
+        label.replace(" ", ""),
         ha="center",
         va="center",
         family="DejaVu Sans Mono",
-        fontsize=13 if len(label) <= 2 * (brick.stop - brick.start) - 1 else 10.5,
-        fontweight="bold" if brick.final else "normal",
-        color="white" if dark else INK,
+        fontsize=12 if narrow else 14,
+        fontweight="bold" if brick.final and not narrow else "normal",
+        color=ink_on(rgb),
     )
 
 
@@ -180,29 +188,22 @@ def draw_scripts(costs: Sequence[ScriptCost]) -> BookFigure:
     figure, (ax,) = panels(height=5.4)
     rows = range(len(costs))
     ax.barh(rows, [c.tokens for c in costs], color=BLUE, height=0.62, label="tokens")
-    ax.plot(
-        [c.characters for c in costs],
-        rows,
-        "o",
-        color=ORANGE,
-        markersize=8,
-        label="characters",
-    )
-    ax.plot(
-        [c.num_bytes for c in costs],
-        rows,
-        "|",
-        color=GREY,
-        markersize=14,
-        markeredgewidth=3,
-        label="bytes",
-    )
+    dots = {"color": "white", "mec": INK, "mew": 1.6, "ms": 9, "label": "characters"}
+    ax.plot([c.characters for c in costs], rows, "o", **dots)
+    ticks = {"color": GREY_INK, "ms": 14, "mew": 3, "label": "bytes", "zorder": 1.5}
+    ax.plot([c.num_bytes for c in costs], rows, "|", **ticks)
     for row, cost in enumerate(costs):
-        ax.text(
-            1.5, row, str(cost.tokens), va="center", color="white", fontweight="bold"
-        )
-    ax.set_yticks(list(rows), [c.language for c in costs], fontsize=13)
+        at = {"xytext": (5, 0), "textcoords": "offset points"}
+        number = ax.annotate(str(cost.tokens), (0, row), **at, va="center")
+        number.set(color="white", weight="bold")
+    least, most = costs[0], costs[-1]
+    times = (
+        f"{most.tokens / least.tokens:.0f} times as many\ntokens as {least.language}"
+    )
+    ax.text(1.06 * most.tokens, len(costs) - 1, times, color=BLUE, va="center")
+    ax.set_yticks(list(rows), [c.language for c in costs])
+    ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.set_xlabel("length of the same sentence")
-    ax.legend(loc="upper right", fontsize=12.5, frameon=False)
+    ax.legend(loc="upper right")
     return figure

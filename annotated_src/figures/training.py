@@ -27,7 +27,8 @@ from annotated_src.tokenizer import TextTokenizer
 
 COLUMNS, LINES = 44, 5  # characters of a text that is drawn
 MOST_BITS = 10.0  # where the colours end
-SHADES = ((0.0, "#FFFFFF"), (0.7, AMBER), (1.0, ORANGE))
+# The last is as dark as it may be for ink to be read on it.
+SHADES = ((0.0, "#FFFFFF"), (0.7, AMBER), (1.0, "#DE6B12"))
 SURPRISE = LinearSegmentedColormap.from_list("surprise", SHADES)
 
 
@@ -99,7 +100,7 @@ def draw_loss(data: LossData) -> BookFigure:
     names = ("knows nothing", "knows frequencies", "knows pairs")
     for name, height in zip(names, data.counted, strict=True):
         ax.axhline(height, color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=1)
-        ax.text(1, height - 0.06, name, color=INK, va="top", size=11.5)
+        ax.text(1, height - 0.06, name, color=INK, va="top")
     ax.plot(range(1, steps + 1), data.train, color=AMBER, lw=1, zorder=2)
     shown = data.marks > 0
     marks, held_out = data.marks[shown], data.held_out[shown]
@@ -113,7 +114,7 @@ def draw_loss(data: LossData) -> BookFigure:
     x, y = marks[len(marks) // 2].item(), held_out[len(marks) // 2].item()
     lowest = data.train[-20:].mean().item()
     ax.text(x * 1.1, y, "held out", color=BLUE, va="bottom")
-    ax.text(steps / 2.6, lowest, "training", color="#9A6A00", ha="right", va="center")
+    ax.text(steps / 2.6, lowest, "training", color=ORANGE, ha="right", va="center")
     per_bit = math.log(2) * data.bytes_per_token
     right = ax.secondary_yaxis(
         "right", functions=(_times(1 / per_bit), _times(per_bit))
@@ -157,7 +158,7 @@ def draw_readings(readings: Mapping[str, Reading]) -> BookFigure:
     scale = Normalize(0, MOST_BITS)
     for ax, (title, reading) in zip(axes, readings.items(), strict=True):
         _draw_reading(ax, reading, scale)
-        ax.set_title(title, loc="left", size=13)
+        ax.set_title(title, loc="left")
     bar = figure.colorbar(
         ScalarMappable(scale, SURPRISE),
         ax=axes,

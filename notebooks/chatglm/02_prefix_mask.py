@@ -155,6 +155,17 @@ for T in (1, 6, 9):
     )
 
 # %% [markdown]
+# :::{admonition} A figure that moves: where the context ends
+# :class: moving prefix-mask
+# *She opened the door and left*, cut into context and answer: nine tokens, wherever the
+# border is. With 5 tokens of context, 55 of 81 pairs may look, and 10 of them look ahead,
+# all inside the context. With 1 token the mask is causal: 45 pairs, none of them ahead.
+# Below the table stand the two numbers of {ref}`ch-blanks`. At `[MASK]` with 5 tokens of
+# context the answer is at place 2, steps 1 to 4.
+#
+# **Try** dragging the border through the table. Which numbers stand still, and where?
+# :::
+#
 # ## Small enough to see
 #
 # Let one head like all keys equally. Then a token's output is the plain mean of the
@@ -279,7 +290,7 @@ every = [prefix_mask(torch.tensor([c]), T) for T in range(1, 9) for c in range(T
 confirm("prefix masks of up to 8 tokens are closed", all(map(closed, every)))
 confirm("the window is not", not closed(window))
 
-# %% mystnb={"image": {"alt": "Three rows of two 9 by 9 tables, labelled with the words The cat [MASK] the mat <sop> sat on <eop>: who looks, against looked at. Left the mask, right the derivatives through 3 layers. Causal: both are a filled lower triangle. Prefix LM with context 5: the first five columns are filled from top to bottom, with a triangle at the lower right for <sop> sat on <eop>. Full: everything is filled. Inside the mask's outline no derivative is missing, outside it all are white, exactly zero. The diagonals are darkest."}, "figure": {"name": "fig-prefix-flow", "caption": "Left, what the mask allows; light blue because it is context, dark blue because it is not ahead. Right, what flows through a ChatGLM of three layers with random weights: how strongly each token's logits depend on each token's embedding. The outlines are the masks'."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Three rows of two 9 by 9 tables, labelled with the words The cat [MASK] the mat <sop> sat on <eop>: who looks, against looked at. Left the mask, right the derivatives through 3 layers. Causal: both are a filled lower triangle. Prefix LM with context 5: the first five columns, the context, are filled from top to bottom, with a triangle at the lower right for <sop> sat on <eop>. Full: everything is filled. Inside the mask's outline no derivative is missing, outside it all are white, exactly zero. The diagonals are darkest."}, "figure": {"name": "fig-prefix-flow", "caption": "Left, what the mask allows; light blue because it is context, dark blue because it is not ahead. Right, what flows through a ChatGLM of three layers with random weights: how strongly each token's logits depend on each token's embedding. The outlines are the masks'."}} tags=["hide-input"]
 flow = figures.flow_data()
 figures.draw_flow(flow)
 

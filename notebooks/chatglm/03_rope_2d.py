@@ -466,6 +466,16 @@ confirm("    in four", 0.24 < still[1366:].double().mean() < 0.26)
 confirm("pair 0 turns by 1, and is always right", half_error[:, 0].abs().max() == 0)
 
 # %% [markdown]
+# :::{admonition} A figure that moves: a hand and its double
+# :class: moving half-angle
+# One dial has the hand of a fast pair twice, where it should be and where the model puts
+# it. In float16, pair 2 is off by 47° at position 2040. Take pair 1 through positions
+# 1400 to 1407: each token should turn it by 43°; six turn it by 57°, two not at all. In
+# float32 the error grows evenly, to 12° for pair 1 and 19° for pair 2 at position 2047.
+#
+# **Try** bfloat16, and find the position where pair 2 is first off by more than 10°.
+# :::
+#
 # A clock that ticks three times and then skips a tick. So what saved the float32 model
 # is gone: $\varepsilon_i(m) - \varepsilon_i(n)$ now depends on where the two tokens are,
 # not only on their distance. {numref}`fig-rope2d-wander` slides a query and a key, always

@@ -455,7 +455,7 @@ lowest = torch.full((6,), -torch.inf, dtype=F64)
 confirm("-inf minus -inf is NaN", (lowest - lowest.max()).isnan().all())
 confirm("so are the weights", lowest.softmax(dim=0).isnan().all())
 
-# %% mystnb={"image": {"alt": "Six bar charts of the softmax weights of six keys, two of padding and four of tokens. Upper row, a token's row with visible scores from -26 to -24: with a fill of -20 the two hidden keys take 0.49 each, with -10000 and with minus infinity they take nothing and the four tokens share the weight. Lower row, padding's row, which sees nothing: with -20 and with -10000 all six keys get one sixth, with minus infinity it says NaN."}, "figure": {"name": "fig-half-fills", "caption": "Weights of a row that sees four keys (blue) and of one that sees none, by what hidden scores (orange) are filled with. Only the middle column is right above and finite below."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Six bar charts of the softmax weights of six keys, two of padding and four of tokens. Upper row, a token's row with visible scores from -26 to -24: with a fill of -20 the two hidden keys take 0.49 each, with -10000 and with minus infinity they take nothing and the four tokens share the weight. Lower row, padding's row, which sees nothing: with -20 and with -10000 all six keys get one sixth, with minus infinity it says NaN."}, "figure": {"name": "fig-half-fills", "caption": "Weights of a row that sees four keys (blue) and of one that sees none, by what hidden scores (orange, hatched) are filled with. Only the middle column is right above and finite below."}} tags=["hide-input"]
 fill_data = figures.fills_data()
 figures.draw_fills(fill_data)
 

@@ -466,6 +466,17 @@ confirm(
 )
 
 # %% [markdown]
+# :::{admonition} A figure that moves: what alpha keeps
+# :class: moving residual-alpha
+# One stack of 28 random blocks, wired again and again. Bars show the stream's size behind
+# each block, and whose the last vector is. With $\alpha = 1$ less than 1% of it is the
+# input's, and 95% comes from the last 4 blocks. With $\alpha = \sqrt{56}$ it is 78% and
+# 4%, and behind every block the size is 7.5. With $\alpha = 14$ the input has 93%, and
+# the blocks hardly count.
+#
+# **Try** to leave the input about half. Then Llama's wiring: who makes its last vector?
+# :::
+#
 # ### What it is for
 #
 # {ref}`ch-norms` looked at the gradients of post-norm. {cite:t}`wang2022` look at what

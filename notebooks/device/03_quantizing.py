@@ -219,7 +219,7 @@ print(f"{len(row):,} weights, rms {row.square().mean().sqrt():.2f}")
 print(f"the largest: {row[at]:.2f}, at {at}; crest {crest(row[None]).item():.0f}")
 three = figures.row_data(row)
 
-# %% mystnb={"image": {"alt": "Three panels with the same 128 weights of one row of SmolLM2, before rounding in grey and after in blue, over the levels as green lines. One weight of minus 5.78 is far below the panels. With 8 bits and one scale the levels are dense and blue covers grey. With 4 bits and one scale only three levels fall into the panel, and nearly all blue points lie on zero. With 4 bits and groups of 32, three of the four groups have 16 levels of their own, a narrow band just as wide as their weights; only the group with the outlier is flat."}, "figure": {"name": "fig-quantizing-row", "caption": "128 columns of one row of SmolLM2, and the levels that they may have. One weight sets the scale for all that share it."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Three panels with the same 128 weights of one row of SmolLM2, open circles before rounding and blue dots after, over the levels as green lines. One weight of minus 5.78 is far below the panels. With 8 bits and one scale the levels are dense and every dot lies in its circle. With 4 bits and one scale only three levels fall into the panel, and nearly all dots lie on zero. With 4 bits and groups of 32, three of the four groups have 16 levels of their own, a narrow band just as wide as their weights; only the group with the outlier is flat."}, "figure": {"name": "fig-quantizing-row", "caption": "128 columns of one row of SmolLM2, and the levels that they may have. One weight sets the scale for all that share it."}} tags=["hide-input"]
 figures.draw_row(three, first=640)
 
 # %%
@@ -240,9 +240,20 @@ confirm("against a crest of 3.4 the outlier costs three bits", round(lost) == 3)
 # Groups do not remove the outlier; they lock it in. Its neighbours fare no better than
 # before, and all others have a scale of their own.
 #
+# :::{admonition} A figure that moves: one weight that grows
+# :class: moving int8-grid
+# A matrix of the small ChatGLM, 512 rows of 128 weights. You choose how large its largest
+# weight is; it is 0.55. Under the histogram stand the levels, and what falls into the
+# filled zone around 0 becomes 0. Four bits and one scale for the matrix: 22 % of the other
+# rows become 0, and 97 % when that weight is 8 times as large. With a scale for each row
+# they lose 15 %, however large it is; with one for each 32 weights the rest of its own row
+# is safe, too. Now eight bits, one scale for the matrix, 16 times: the error is 15 % of the
+# weights. Four bits had 16 % before anything grew. The outlier has eaten four bits.
+# :::
+#
 # ## These weights have been here before
 #
-# Look at the grey points again, at columns 672 to 703. Only three heights, and the
+# Look at the open circles again, at columns 672 to 703. Only three heights, and the
 # outlier! Nobody trains such weights. Our copy of SmolLM2 comes from a file whose blocks
 # have four bits a weight, llama.cpp's Q4_1 ({py:mod}`annotated_src.weights`): 32 weights
 # share a scale *and an offset*. We unpacked it to float32, and the traces are still there.

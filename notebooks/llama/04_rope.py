@@ -225,6 +225,17 @@ for at, key_at in ((5, 2), (3, 11), (1005, 1002)):
     )
 
 # %% [markdown]
+# :::{admonition} A figure that moves: one pair, turned
+# :class: moving rope-pair
+# A query and a key, both of length 1, stand in a text of 25 tokens, and their pair turns
+# once in 19.9 tokens. Query at 8, key at 4: the product is $-0.33$. Move the query alone,
+# and the product runs along its wave; at 12 it is $-1.00$. Move both, and both arrows
+# turn, but not the angle between them: the product is $-0.33$ at all 21 places where
+# $m - n = 4$.
+#
+# **Try** the slowest pair, once in 198.7 tokens: how much do 4 tokens change?
+# :::
+#
 # ## The same with matrices
 #
 # Multiplying by $e^{im\theta}$ is multiplying the pair by a rotation matrix,

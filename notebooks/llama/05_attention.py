@@ -385,7 +385,7 @@ confirm(
 # Change the input of token $j$ a little: which outputs move? Differentiating answers
 # for all pairs. Below are Llama blocks with random weights, under two masks.
 
-# %% mystnb={"image": {"alt": "Four 12 by 12 tables of derivatives, output token by input token. Causal, 1 layer and 2 layers: the lower triangle is filled, everything above the diagonal is white, exactly zero. Last 3 tokens, 1 layer: a band 3 wide along the diagonal. Last 3 tokens, 2 layers: a band 5 wide, fainter at its edge."}, "figure": {"name": "fig-attention-flow", "caption": "How strongly each output token depends on each input token. White is exactly zero."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Four 12 by 12 tables of derivatives, output token by input token. Above, causal, 1 layer and 2 layers: the lower triangle is filled, everything above the diagonal is white and says exactly 0. Below, last 3 tokens, 1 layer: a band 3 wide along the diagonal. Last 3 tokens, 2 layers: a band 5 wide, fainter at its edge."}, "figure": {"name": "fig-attention-flow", "caption": "How strongly each output token depends on each input token. White is exactly zero."}} tags=["hide-input"]
 flow = figures.flow_data()
 figures.draw_flow(flow)
 
@@ -467,7 +467,7 @@ confirm(
 # {cite:p}`xiao2023`. Three scores are enough for it: 30 for a match, 15 for the start
 # token, 0 for the rest. After the softmax, 15 less is a weight of next to nothing.
 
-# %% mystnb={"image": {"alt": "The words of the rhyme 'This is the house that Jack built. This is the malt that lay in the house that Jack built' in a line. Grey arcs below go from each word to the word before it. Arcs above go from each repeated word back to what followed it earlier; six of the eleven are green, came true, four orange and dashed, did not, and one is blue: after the last 'built' the heads guess 'This'."}, "figure": {"name": "fig-attention-rhyme", "caption": "Two hand-made heads read a rhyme. An arrow goes from a word to the word it looks at, its thickness is the weight. Together they guess each next word from what they have read so far."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "The words of the rhyme 'This is the house that Jack built. This is the malt that lay in the house that Jack built' one below the other. Grey arrows on their left go from each word up to the word before it. Arcs on their right go from each repeated word back up to what followed it earlier; six of the eleven are green, came true, four orange and dashed, did not, and one is blue: after the last 'built' the heads guess 'This'. The guesses stand in the same rows, with a tick or a cross."}, "figure": {"name": "fig-attention-rhyme", "caption": "Two hand-made heads read a rhyme. An arrow goes from a word to the word it looks at, its thickness is the weight. Together they guess each next word from what they have read so far."}} tags=["hide-input"]
 rhyme = figures.rhyme_data()
 figures.draw_rhyme(rhyme)
 

@@ -76,7 +76,7 @@ from annotated_src.show import confirm, show
 # (The mask is left out of the formula, not out of the code.) Three names cover the
 # family:
 #
-# | name | $K$ | $G$ | |
+# | name | heads of keys, $K$ | queries each, $G$ | |
 # |---|---|---|---|
 # | multi-head attention, MHA | $N$ | $1$ | {cite:t}`vaswani2017` |
 # | grouped-query attention, GQA | in between | $N/K$ | {cite:t}`ainslie2023` |
@@ -448,6 +448,15 @@ for large, small in (("Llama-2-70B", "Llama-2-7B"), ("TinyLlama-1.1B", "SmolLM2-
 # ChatGLMs, alike in layers, query heads and width, are 16 times apart. And the number
 # of weights is a poor guide to the cache: TinyLlama has eight times the weights of
 # SmolLM2, and the smaller cache ({numref}`fig-heads-sharing`).
+#
+# :::{admonition} A figure that moves: wires that fold together
+# :class: moving gqa-groups
+# Eight query heads share 8, 4, 2 or 1 KV heads. On 8 each has its own; on 2, query heads
+# 0 to 3 read KV head 0 and 4 to 7 read KV head 1; on 1 all read the same. Half the KV
+# heads are half the cache: Llama-3-8B would keep 512 KiB a token with 32 of them, and
+# keeps 128 KiB with its 8. Try the mistake from above: with `repeat` and 4 KV heads, only
+# query heads 0 and 7 still read the right one.
+# :::
 #
 # ## Why it writes faster
 #

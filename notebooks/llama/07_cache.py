@@ -366,6 +366,15 @@ confirm(
 show(_decode)
 
 # %% [markdown]
+# :::{admonition} A figure that moves: one text, written twice
+# :class: moving kv-cache
+# Twelve words, of which four are the prompt; go through the steps. Without a cache the
+# whole text passes through the layers each time: 4 tokens, then 5, and 11 in step 8, of
+# which 10 have passed before. That makes 60 in all. With a cache the prefill sends 4 and
+# every later step 1, which makes 11; in step 8 the keys and values of 10 are read back. The
+# first step is the same for both. In the end it is 2.01 million operations against 0.38.
+# :::
+#
 # ## The ladder of equality
 #
 # Loop without a cache = {py:func}`annotated_src.generate.generate` = the original: a

@@ -211,7 +211,7 @@ confirm("b as it was saved, bit for bit", same_bits(read_tensor(raw, "b"), b))
 # $E = 2^k - 1$ is kept for $\pm\infty$ (with $M = 0$) and NaN. Checkpoints use three such
 # kinds. They differ in nothing but $k$ and $m$:
 #
-# | | bytes | $k$ | $m$ |
+# | | bytes | exponent bits, $k$ | fraction bits, $m$ |
 # |---|---|---|---|
 # | float32 (`F32`) | 4 | 8 | 23 |
 # | bfloat16 (`BF16`) | 2 | 8 | 7 |
@@ -343,7 +343,7 @@ with safe_open(path, framework="pt") as shard:
 # The picture below is drawn from the header alone. It shows the file as a page, read from
 # left to right and top to bottom; a row is as long as a layer.
 
-# %% mystnb={"image": {"alt": "A page of 38 rows. The top eight rows are one blue block, the embedding, 21 percent of the file. Below, 30 equal rows, one a layer: three wide green pieces, down, gate and up, then four orange ones, k narrow, o, q, and v narrow, with thin black lines, the norms, between green and orange and at the end. The layers stand in the order 0, 1, 10, 11 and so on to 19, then 2, 20 to 29, then 3 to 9."}, "figure": {"name": "fig-checkpoint-map", "caption": "Where the bytes of SmolLM2 are. The norms are the black lines: 2304 bytes each, and drawn wider than they are. Look at the order of the layers."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "A page of 38 rows. The top eight rows are one blue block, the embedding, 21 percent of the file. Below, 30 equal rows, one a layer: three wide green pieces, down, gate and up, then four amber ones, k narrow, o, q, and v narrow, with thin black lines, the norms, between green and amber and at the end. The layers stand in the order 0, 1, 10, 11 and so on to 19, then 2, 20 to 29, then 3 to 9; the names of 10, 2, 20 and 3, where the count jumps, are bold."}, "figure": {"name": "fig-checkpoint-map", "caption": "Where the bytes of SmolLM2 are. The norms are the black lines: 2304 bytes each, and drawn wider than they are. Look at the order of the layers."}} tags=["hide-input"]
 where = figures.map_data(header)
 figures.draw_map(where)
 
@@ -754,7 +754,7 @@ confirm("flipped back, all is well", answer(model) == right)
 # embedding has larger ones), and a fluent sentence that is wrong. Here are all 32 bits of this
 # weight:
 
-# %% mystnb={"image": {"alt": "Thirty-two bars on a logarithmic scale, one for each bit of a weight, from the sign at the left to the last bit of the fraction at the right. The fraction's bars fall like a staircase, each half as high as the one before, from 0.19 down to a floor below 0.0001, where last digits differ. The exponent's bars are near 0.7, except two: the highest exponent bit moves a logit by 8 times 10 to the 37 and the answer is not Paris; bit 25 moves one by 10 and the answer is 1000. Those two are the exponent bits that were 0. A dashed line marks 2.5, by which Paris leads."}, "figure": {"name": "fig-checkpoint-flips", "caption": "Element (3575, 11) of SmolLM2's embedding, −0.114, with one bit flipped at a time: how far the logits of the next token move. The digits below are the weight's 32 bits."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Thirty-two bars on a logarithmic scale, one for each bit of a weight, from the sign at the left to the last bit of the fraction at the right. The fraction's bars fall like a staircase, each half as high as the one before, from 0.19 down to a floor below 0.0001, where last digits differ. The exponent's bars are near 0.7, except two: the highest exponent bit moves a logit by 8 times 10 to the 37 and the answer is not Paris; bit 25 moves one by 10 and the answer is 1000. Those two, the only orange bars, are the exponent bits that were 0. A dashed line marks 2.5, by which Paris leads."}, "figure": {"name": "fig-checkpoint-flips", "caption": "Element (3575, 11) of SmolLM2's embedding, −0.114, with one bit flipped at a time: how far the logits of the next token move. The digits below are the weight's 32 bits."}} tags=["hide-input"]
 flips = figures.flip_data(model, prompt, "embedding.weight", (3575, 11))
 figures.draw_flips(flips, {25: "bit 25: “1000.”", 30: "bit 30: not “Paris”"})
 

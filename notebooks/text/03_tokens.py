@@ -467,7 +467,7 @@ confirm("one invisible character costs a factor of a thousand", right > 1000 * w
 #
 # Merges are learnt from a text, and serve the languages of that text.
 
-# %% mystnb={"image": {"alt": "Bars: how many tokens the first sentence of the Universal Declaration of Human Rights takes in eleven languages. English 13, German 24, Spanish 26, Chinese 29, Arabic 45, Russian 54, Vietnamese 66, Greek 70, Japanese 72, Korean 85, Hindi 92. Marks for characters: English 63, Chinese 19, Hindi 87. Marks for bytes: English 63, Chinese 57, Hindi 233. In English a token is five characters; in Chinese, Japanese, Korean and Hindi there are more tokens than characters."}, "figure": {"name": "fig-tokens-scripts", "caption": "The same sentence (human rights, article 1) to SmolLM2's tokenizer, which was learnt mostly from English. Where a bar reaches past its dot, a character costs more than one token."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Bars: how many tokens the first sentence of the Universal Declaration of Human Rights takes in eleven languages. English 13, German 24, Spanish 26, Chinese 29, Arabic 45, Russian 54, Vietnamese 66, Greek 70, Japanese 72, Korean 85, Hindi 92, which is 7 times as many as English. Marks for characters: English 63, Chinese 19, Hindi 87. Marks for bytes: English 63, Chinese 57, Hindi 233. In English a token is five characters; in Chinese, Japanese, Korean and Hindi there are more tokens than characters."}, "figure": {"name": "fig-tokens-scripts", "caption": "The same sentence (human rights, article 1) to SmolLM2's tokenizer, which was learnt mostly from English. Where a bar reaches past its dot, a character costs more than one token."}} tags=["hide-input"]
 costs = figures.script_data(encoder)
 figures.draw_scripts(costs)
 

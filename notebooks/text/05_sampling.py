@@ -392,6 +392,15 @@ confirm("t = 2: top-p keeps over 4000", kept[2.0][0] > 4000)
 confirm("t = 2: min-p keeps 22", kept[2.0][1] == 22)
 
 # %% [markdown]
+# :::{admonition} A figure that moves: where the strip is cut
+# :class: moving top-p
+# SmolLM2's 49,152 tokens lie end to end, the likeliest first. $p$ is a place on this strip:
+# what lies before it stays, and so does the token that it falls on. After *The capital of
+# Japan is*, $p = 0.8$ keeps 4 tokens at temperature 1, and 4,322 at temperature 2. After
+# *The llama opened the door and saw a* it keeps 234, and 4,755. Drag $p$ to 0.70 at
+# temperature 1: *Tokyo*, with 70.3 %, stays alone.
+# :::
+#
 # ## The repetition penalty
 #
 # Temperature and cuts look at one row of scores. The penalty {cite:p}`keskar2019` also
@@ -456,7 +465,7 @@ for theta in (1.0, 1.3):
 # {numref}`fig-sampling-penalty` shows both costs. Above, the next token should be the
 # space once more. Below is the loop, about to say *sure* a second time.
 
-# %% mystnb={"image": {"alt": "Eight strips for two prompts; what has come already is orange. After 1, 2, 3, 4, 5, 6, comma it is nearly all the space, and has 95 percent without a penalty, 11 with penalty 1.3, 1 if 10 is added to all scores first, 55 if 10 is subtracted. After what to do. I'm not, it is nearly all the word sure, and has 93, 15, 2 and 65 percent."}, "figure": {"name": "fig-sampling-penalty", "caption": "What the penalty leaves to the tokens that have come already (orange; ␣ is a space). It treats the wanted repetition and the unwanted one alike, and depends on a constant that changes no probability."}} tags=["hide-input"]
+# %% mystnb={"image": {"alt": "Eight strips for two prompts; what has come already is orange and hatched. After 1, 2, 3, 4, 5, 6, comma it is nearly all the space, and has 95 percent without a penalty, 11 with penalty 1.3, 1 if 10 is added to all scores first, 55 if 10 is subtracted. After what to do. I'm not, it is nearly all the word sure, and has 93, 15, 2 and 65 percent."}, "figure": {"name": "fig-sampling-penalty", "caption": "What the penalty leaves to the tokens that have come already (orange; ␣ is a space). It treats the wanted repetition and the unwanted one alike, and depends on a constant that changes no probability."}} tags=["hide-input"]
 TEXTS = {"1, 2, 3, 4, 5, 6,": count, "… what to do. I'm not": looping[:, :30]}
 punished = []
 for prompt, ids in TEXTS.items():

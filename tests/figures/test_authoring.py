@@ -122,8 +122,8 @@ def test_a_row_names_the_parts_that_are_there(row):
     model = kind(config)
     norm = type(model.norm).__name__
     words = {
-        "RMSNorm": "RMSNorm",
-        "GemmaRMSNorm": "RMSNorm\n1 + w",
+        "RMSNorm": "RMS\nNorm",
+        "GemmaRMSNorm": "RMS\n1 + w",
         "LayerNorm": "Layer\nNorm",
     }
     assert row.norms == words[norm]

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from safetensors.torch import save
 
 from annotated_src.checkpoint import load_model
@@ -16,6 +17,7 @@ from annotated_src.figures.checkpoint import (
     flip_data,
     map_data,
 )
+from annotated_src.figures.style import BLUE
 from annotated_src.models.llama import Llama, LlamaConfig
 
 A = torch.tensor([[1.0, -2.5], [0.1, 3.0]])
@@ -65,7 +67,7 @@ def test_the_picture_of_the_dump_shows_every_byte():
     shown = [text.get_text() for text in figure.axes[0].texts]
     for value in set(raw):
         assert shown.count(f"{value:02x}") >= raw.count(value)
-    assert {"length: 8 bytes", "header: 120 bytes", "-2.5", "0.1001"} <= set(shown)
+    assert {"length: 8 bytes", "header: 120 bytes", "−2.5", "0.1001"} <= set(shown)
 
 
 def test_the_map_is_in_the_order_of_the_bytes():
@@ -88,8 +90,11 @@ def test_the_map_of_the_real_model(smollm2_dir):
     assert torch.equal(data.starts[1:], data.stops[:-1])
     # A row of the picture is a layer only because the embedding nearly fills eight.
     assert 0 <= 8 * data.row_bytes - int(data.stops[0]) < data.row_bytes / 300
-    words = words_of(draw_map(data))
+    figure = draw_map(data)
+    words = words_of(figure)
     assert "embedding: 21% of the file" in words
+    bold = [t.get_text() for t in figure.axes[0].texts if t.get_weight() == "bold"]
+    assert bold == ["layer 10", "layer 2", "layer 20", "layer 3"]  # the count jumps
     layers = [int(word[6:]) for word in words if word.startswith("layer ")]
     assert sorted(layers) == list(range(30))
 
@@ -136,6 +141,9 @@ def test_flips_of_the_chapter(smollm2_dir):
     assert data.change[30] == pytest.approx(8.0055e37, rel=1e-3)
     assert data.change[:12].max() < 2e-4  # the floor: last digits
     assert data.lead == pytest.approx(2.4827, abs=1e-3)
-    words = words_of(draw_flips(data, {25: "“1000.”", 30: "not “Paris”"}))
+    figure = draw_flips(data, {25: "“1000.”", 30: "not “Paris”"})
+    words = words_of(figure)
+    bars = [to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches]
+    assert [bit for bit, colour in enumerate(bars) if colour != BLUE] == [25, 30]
     assert {"“1000.”", "the lead of “Paris”: 2.5"} <= words
     assert any("not “Paris”" in word and "10^{37}" in word for word in words)

@@ -119,7 +119,7 @@ def test_the_last_depth_of_the_lens_is_the_model(tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_votes_add_up_to_the_score(tied):
+def test_votes_add_up_to_the_score(tied, legible):
     model, tokens = random_llama(tied_head=tied), torch.tensor([[3, 5, 7, 9, 4]])
     scores = model(tokens)[0, -1].detach()
     for word in (0, 6, 12):
@@ -129,6 +129,7 @@ def test_votes_add_up_to_the_score(tied):
             float(scores[word] - scores.mean()), abs=1e-4
         )
     draw_votes(data)
+    legible.clear()  # such votes are no model's: words may meet bars
 
 
 def test_a_silenced_part_has_no_vote():
@@ -160,9 +161,10 @@ def labels_on_bars(figure):
     ]
 
 
-def test_a_label_across_a_bar_is_noticed():
+def test_a_label_across_a_bar_is_noticed(legible):
     rising = VotesData("·a", 0.0, torch.linspace(1, 2, 30), torch.full((30,), 3.0))
     assert labels_on_bars(draw_votes(rising)) == ["attention, block 30"]
+    legible.clear()
 
 
 def test_in_the_real_model_tokyo_comes_last_and_from_block_24(smollm2_dir):

@@ -64,6 +64,12 @@ def test_boxes_do_not_overlap_and_stay_inside(draw):
             assert apart or abs(other_y - y) >= BOX_HEIGHT
 
 
+@each_map
+def test_words_are_as_large_as_the_text_beside_them(draw):
+    root, _ = boxes(draw())
+    assert all(float(t.attrib["font-size"]) >= 16 for t in root.iter(SVG + "text"))
+
+
 def test_the_title_says_what_is_lit():
     root, _ = boxes(ModelMap("rope", "cache"))
     assert root.find(SVG + "title").text.endswith("Lit: cache, rope")

@@ -91,6 +91,7 @@ def test_what_has_come_is_marked_and_its_share_said():
     widths = [patch.get_width() for patch in ax.patches]
     # After the penalty, those too narrow to see are one block; the others close ranks.
     assert orange == [True, False, True, *[False] * 8]
+    assert [bool(patch.get_hatch()) for patch in ax.patches] == orange
     assert widths[:6] == pytest.approx(SORTED.tolist(), abs=1e-6)
     assert widths[6] == pytest.approx(0.5, abs=1e-3)
 
@@ -109,7 +110,7 @@ def test_a_tail_is_one_block_and_says_how_long_it_is():
     (ax,) = draw_strips([tail], dart=0.95).axes
     said = [text.get_text() for text in ax.texts]
     assert "1,000 more" in said
-    assert any(words.startswith("the best has 89%; u = 0.95 is") for words in said)
+    assert any(words.startswith("best 89%, u = 0.95 is") for words in said)
     rank = hit(tail.strips[1].shares, 0.95)
     assert any(f"“{tail.words[rank]}”" in words for words in said)
 

@@ -54,6 +54,7 @@ def test_boxes_and_words_stay_inside_and_apart(road):
             assert x >= u + other_w or u >= x + w or y >= v + other_h or v >= y + h
     for text in root.iter(SVG + "text"):
         assert 0 < float(text.attrib["y"]) < height
+        assert float(text.attrib["font-size"]) >= 16
 
 
 def test_an_unknown_station():

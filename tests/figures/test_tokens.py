@@ -79,7 +79,8 @@ def test_a_wall_is_drawn_brick_by_brick(encoder):
     axes = draw_wall(walls, last_merge=12).axes
     for ax, wall in zip(axes, walls, strict=False):
         assert len(ax.patches) == len(wall)
-        assert [t.get_text() for t in ax.texts] == [token_text(b.token) for b in wall]
+        shown = [token_text(brick.token).replace(" ", "") for brick in wall]
+        assert [t.get_text() for t in ax.texts] == shown
         rims = [patch.get_linewidth() > 0 for patch in ax.patches]
         assert rims == [brick.final for brick in wall]
 
@@ -98,6 +99,8 @@ def test_scripts_are_counted(encoder):
 def test_a_bar_for_each_language(encoder):
     costs = script_data(encoder, {"a": "hum", "b": "你好 hum"})
     (ax,) = draw_scripts(costs).axes
+    times = costs[1].tokens / costs[0].tokens
+    assert ax.texts[-1].get_text() == f"{times:.0f} times as many\ntokens as a"
     assert [patch.get_width() for patch in ax.patches] == [c.tokens for c in costs]
     characters, in_bytes = (line.get_xdata() for line in ax.lines)
     assert list(characters) == [3, 6]
