@@ -143,7 +143,8 @@ def seeded(seed: int) -> Iterator[None]:
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.set_default_dtype(torch.float32)
-        torch.manual_seed(seed)
+        # The CPU's only: torch.manual_seed seeds GPUs too, which nobody would put back.
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         try:

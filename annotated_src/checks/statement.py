@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from html import escape
+
 from annotated_src.checks.exercise import Exercise, Question, Task
 from annotated_src.checks.source import TO_DO, body_of, source_of, starter_of
 
@@ -10,6 +13,11 @@ def folded(summary: str, body: str, kind: str) -> str:
     """Write something that opens with a click."""
     head = f'<details class="{kind}"><summary>{summary}</summary>'
     return f"{head}\n\n{body.strip()}\n\n</details>"
+
+
+def as_html(line: str) -> str:
+    """Write a line with code in it for a summary, where Markdown does not reach."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(line, quote=False))
 
 
 def head_markdown(exercise: Exercise, number: int) -> str:
@@ -29,7 +37,7 @@ def question_markdown(question: Question) -> str:
     """Write a question's choices; each opens its own answer."""
     return "\n\n".join(
         folded(
-            f"{letter}) {choice.text}",
+            f"{letter}) {as_html(choice.text)}",
             ("✓ " if letter == question.right else "✗ ") + choice.answer,
             "choice",
         )

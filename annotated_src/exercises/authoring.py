@@ -402,7 +402,7 @@ are still right to four digits. What leaves that block is wrong all the same. Wh
             "direction.",
         ),
         "d": Choice(
-            r"The scores are divided by $\sqrt H$, which makes up for it.",
+            "The scores are divided by √H, which makes up for it.",
             "That division is the same in both models, and cannot make up for "
             "anything.",
         ),

@@ -634,21 +634,21 @@ begin with?
     ),
     choices={
         "a": Choice(
-            "$p + n$; it begins with the new turn.",
+            "`p + n`; it begins with the new turn.",
             "Count the calls: $n$ of them, the first with $p$ tokens and the others "
             "with one. That is $p + n - 1$.",
         ),
         "b": Choice(
-            "$p$; it begins with the answer.",
+            "`p`; it begins with the answer.",
             "The cache grows with every decode step: each reads the token before it.",
         ),
         "c": Choice(
-            "$p + n - 1$; it begins with the new turn.",
+            "`p + n - 1`; it begins with the new turn.",
             "The number is right. But then the last token of the answer is never read, "
             "and in a chat that is the one that says that the turn is over.",
         ),
         "d": Choice(
-            "$p + n - 1$; it begins with the answer's last token.",
+            "`p + n - 1`; it begins with the answer's last token.",
             "The last one was drawn, not read. It comes first, and then the tokens of "
             "the new turn.",
         ),

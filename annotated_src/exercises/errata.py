@@ -200,8 +200,7 @@ layer is the first that does?
             "keeps out any number, and NaN is none.",
         ),
         "b": Choice(
-            r"Layer 1: a row with a hidden column has a $-\infty$ in it, and that "
-            "makes NaN.",
+            "Layer 1: a row with a hidden column has a −∞ in it, and that makes NaN.",
             r"$e^{-\infty} = 0$ is a sound number. Only a row that sees *nothing* is "
             "spoilt, as 0 divided by 0; a real token sees itself.",
         ),

@@ -537,7 +537,7 @@ would RMSNorm do the same?
             r"line: $(1, 7)$ becomes $(0.2, 1.4)$, and $(7, 1)$ something else again.",
         ),
         "d": Choice(
-            r"It is broken: $\epsilon$ is so large that it hides the differences.",
+            "It is broken: ε is so large that it hides the differences.",
             r"A large $\epsilon$ makes the output smaller than $(1, -1)$, and "
             r"different for different inputs. With a small one only the sign is left.",
         ),

@@ -341,7 +341,7 @@ model that cheats, one that sees a word of the answer before it has to predict i
             "that is the same token in every text, and no word of the answer.)",
         ),
         "b": Choice(
-            "The second. The first gets the same logits as with $c$.",
+            "The second. The first gets the same logits as with `c`.",
             "The second, yes. But with $c + 1$ the context's tokens look at one token "
             "more, and all later layers read what they made of it: the same weights "
             "give other logits.",

@@ -549,7 +549,7 @@ m$. What does that leave, and what do RoPE's blocks of two give away?
     ),
     choices={
         "a": Choice(
-            "Stretches are left, too, as long as they grow evenly: $A_m = g^m R^m$.",
+            "Stretches are left, too, as long as they grow evenly: `A_m = g^m R^m`.",
             r"Then $A_m^\top A_n$ has the factor $g^{m+n}$, which is no function of "
             r"the distance. Put $m = n$: lengths cannot change.",
         ),

@@ -4,6 +4,7 @@ import inspect
 import re
 
 import parso
+from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
@@ -77,13 +78,13 @@ class SwapNames(Operator):
 
 def mutations(source):
     """Yield (what was changed, changed source), each once."""
-    seen = {source}
+    seen, nodes = {source}, list(ast_nodes(get_ast(source)))
     operators = [get_operator(f"core/{name}")() for name in OPERATORS]
     for operator in (*operators, SwapNames()):
-        for occurrence in range(200):
+        # counted first, as each call of mutate_code parses the source again
+        places = sum(len(list(operator.mutation_positions(node))) for node in nodes)
+        for occurrence in range(places):
             mutant = mutate_code(source, operator, occurrence)
-            if mutant is None:
-                break
             if mutant not in seen:
                 seen.add(mutant)
                 yield changed_line(source, mutant), mutant

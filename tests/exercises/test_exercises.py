@@ -19,6 +19,9 @@ from annotated_src.exercises import CHAPTERS, chapters, find
 ROOT = Path(__file__).resolve().parents[2]
 each_chapter = pytest.mark.parametrize("module", CHAPTERS)
 pytestmark = pytest.mark.filterwarnings("default")
+# A mistake shows by its own symptom, as it does for the reader: signatures are not
+# checked there. For right solutions they are.
+as_the_reader_runs_it = pytest.mark.usefixtures("unchecked")
 
 
 def chapter_of(module):
@@ -31,6 +34,12 @@ def tasks(module):
 
 def questions(module):
     return [e for e in chapter_of(module) if isinstance(e, Question)]
+
+
+def shown(task, function, seed):
+    """Whether any input of a seed shows a mistake; its name is not asked for."""
+    pairs = zip(task.inputs(seed), task.expected(seed), strict=True)
+    return any(finding(task, case, right, run(function, case)) for case, right in pairs)
 
 
 @functools.cache
@@ -76,6 +85,7 @@ def test_right_solutions_pass_in_under_a_second(module):
 
 
 @each_chapter
+@as_the_reader_runs_it
 def test_each_mistake_fails_by_its_own_name_in_under_a_second(module):
     for task in tasks(module):
         assert len(task.mistakes) >= 5, task.name
@@ -91,12 +101,13 @@ def test_each_mistake_fails_by_its_own_name_in_under_a_second(module):
 
 
 @each_chapter
+@as_the_reader_runs_it
 def test_inputs_of_other_seeds_do_as_well(module):
     for task in tasks(module):
         for seed in (1, 2):
             assert check_function(task, task.solution, seed)
             for mistake in task.mistakes:
-                assert not check_function(task, mistake.function, seed), mistake.name
+                assert shown(task, mistake.function, seed), mistake.name
 
 
 @each_chapter
@@ -109,6 +120,7 @@ def test_every_choice_has_its_own_answer(module):
 
 
 @each_chapter
+@as_the_reader_runs_it
 def test_mutants_of_the_solutions_are_killed_or_listed(module):
     chapter = chapter_of(module)
     section = kills.section(chapter)
@@ -149,6 +161,8 @@ def test_texts_are_plain_markdown(module):
             texts += [x for m in exercise.mistakes for x in (m.name, m.because)]
         else:
             texts += [x for choice in exercise.choices.values() for x in choice]
+            # A summary holds it, where formulas do not work.
+            assert not any("$" in choice.text for choice in exercise.choices.values())
         for text in texts:
             assert not re.search(r"\{\w[\w:]*\}`", text), f"a role of MyST: {text}"
             assert "\t" not in text
