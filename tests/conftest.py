@@ -4,6 +4,8 @@ import functools
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GemmaConfig,
@@ -43,6 +46,7 @@ hypothesis.settings.load_profile("here")
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 
+ROOT = Path(__file__).resolve().parents[1]
 KV_HEADS = {"multi-head": 6, "grouped": 2, "multi-query": 1}
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500.0}
 LLAMA3_ROPE = {
@@ -239,6 +243,33 @@ def smollm2_dir():
         if os.environ.get("REQUIRE_WEIGHTS"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The rendered book, built once for all tests and workers; a warning fails it.
+
+    BUILT_BOOK names a folder that has just been built in the same way.
+    """
+    if built := os.environ.get("BUILT_BOOK"):
+        return Path(built).resolve()
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the workers' folders lie in one
+    said, pages = folder / "book.said", folder / "book"
+    with FileLock(folder / "book.lock"):
+        if not said.exists():  # no second worker builds what failed
+            command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+            built = subprocess.run(
+                [*command, "-d", folder / "doctrees", ROOT / "book", pages],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            wrong = built.returncode and (built.stderr or "the build failed")
+            said.write_text(wrong or "", "utf-8")
+    assert not said.read_text("utf-8"), said.read_text("utf-8")
+    return pages
 
 
 @pytest.fixture(scope="session")

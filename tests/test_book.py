@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -45,21 +43,6 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Build the book as `make book` does; a warning fails the build."""
-    folder = tmp_path_factory.mktemp("book")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    built = subprocess.run(
-        [*command, "-d", folder / "doctrees", ROOT / "book", folder / "html"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
-    return folder / "html"
-
-
-@pytest.fixture(scope="module")
 def pages(site):
     found = [Page(path) for path in sorted(site.rglob("*.html"))]
     return {page.path: page for page in found if "_static" not in page.path.parts}
@@ -71,6 +54,39 @@ def test_every_chapter_is_a_page_and_can_be_downloaded(site):
         page = (site / name.with_suffix(".html")).read_text("utf-8")
         assert f"{name.name}.ipynb" in page
         assert (site / "_sources" / name.with_suffix(".ipynb")).exists()
+
+
+def test_every_chapter_offers_its_notebook(site):
+    for script in CHAPTERS:
+        name = script.relative_to(ROOT / "notebooks").with_suffix("").as_posix()
+        path = site / "notebooks" / f"{name}.html"
+        (line,) = re.findall(r'<p class="run-it">.*?</p>', path.read_text("utf-8"))
+        file, lab = re.findall(r'href="([^"]+)"', line)
+        offered = (path.parent / file).resolve()
+        assert offered.read_bytes() == script.with_suffix(".ipynb").read_bytes()
+        assert lab == f"http://localhost:8888/lab/tree/{name}.ipynb"
+
+
+def test_shown_source_leads_to_its_lines_and_back(site):
+    for script in CHAPTERS:
+        page = site / script.relative_to(ROOT).with_suffix(".html")
+        text = page.read_text("utf-8")
+        links = re.findall(r'<p class="source-place"><a [^>]*href="([^"]+)"', text)
+        assert links or "show(" not in script.read_text("utf-8"), page
+        for link in links:
+            path, _, line = link.partition("#")
+            source = (page.parent / path).read_text("utf-8")
+            if line:  # else it is a whole module
+                assert f'id="{line}"' in source
+                assert f"{script.stem}.html#" in source
+
+
+def test_a_reference_to_a_function_leads_to_its_line(site):
+    text = (site / "notebooks/llama/04_rope.html").read_text("utf-8")
+    (line,) = set(re.findall(r'href="\.\./\.\./source/attention\.html#(L\d+)"', text))
+    source = (site / "source/attention.html").read_text("utf-8")
+    shown = source[source.index(f'id="{line}"') :].partition("</span>\n")[0]
+    assert re.sub("<[^>]+>", "", shown).endswith("def attend(")
 
 
 def test_no_table_is_left_as_text(pages):
@@ -118,14 +134,16 @@ def test_search_knows_prose_and_symbols(site):
         assert word in index
 
 
-def test_the_package_page_lists_every_module():
-    text = (ROOT / "book/api.md").read_text("utf-8")
-    listed = set(re.findall(r"automodule:: (\S+)", text))
+def test_the_package_s_pages_list_every_module_once():
+    pages = (ROOT / "book/api").glob("*.md")
+    text = "".join(page.read_text("utf-8") for page in pages)
+    found = re.findall(r"automodule:: (\S+)", text)
+    listed = set(found)
+    assert len(found) == len(listed)
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in (ROOT / "annotated_src").rglob("*.py")
-        if path.name != "__init__.py"
-        and path.parent.name not in ("figures", "exercises")
+        if path.name != "__init__.py" and not {"figures", "exercises"} & set(path.parts)
     }
     assert listed == modules | {"annotated_src.exercises"}
 
