@@ -34,10 +34,27 @@ book: $(READY) weights-if-possible ## Render the book to .build/html, from the e
 	$(BIN)/python -m sphinx -W --keep-going -b html -d .build/doctrees book .build/html
 	@echo "open .build/html/index.html"
 
+PRINT := $(BIN)/python -m sphinx -W --keep-going -t print -d .build/print/doctrees
+
+.PHONY: pdf
+pdf: $(READY) ## Print the book to .build/decoders-taken-apart.pdf. Needs Chromium or Chrome.
+	@$(BIN)/python book/print.py
+	$(call say,"putting all pages on one")
+	$(PRINT) -b singlehtml book .build/print/html
+	$(call say,"printing it; this takes a minute or two")
+	$(BIN)/python book/print.py .build/print/html/index.html .build/decoders-taken-apart.pdf
+
+.PHONY: epub
+epub: $(READY) ## Write the book for e-readers to .build/decoders-taken-apart.epub.
+	$(call say,"writing the book for e-readers")
+	rm -rf .build/print/epub
+	$(PRINT) -b epub book .build/print/epub
+	mv .build/print/epub/decoders-taken-apart.epub .build/
+
 .PHONY: test
-test: $(READY) lint weights-if-possible ## Run all tests, with every notebook run again and compared.
-	$(call say,"testing the package")
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
+test: $(READY) lint book ## Run all tests, with every notebook run again and compared.
+	$(call say,"testing the package and the book")
+	BUILT_BOOK=$(CURDIR)/.build/html $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 	$(call say,"running every notebook again and comparing its outputs")
 	set -e; chapters=$$($(BIN)/python notebooks/execute.py --runnable); test -n "$$chapters"; \
 	ANNOTATED_SRC_PROGRESS=$(CURDIR)/.build/progress.json \

@@ -43,26 +43,24 @@ def lines_of(text):
 @each_chapter
 def test_a_student_gets_no_solution(module):
     chapter = chapter_named(module)
-    text = written(notebook_of(chapter, 1, "student")).decode("utf-8")
-    sources = [c.source for c in notebook_of(chapter, 1, "student").cells]
+    notebook = notebook_of(chapter, 1, "student")
+    text = written(notebook).decode("utf-8")
+    sources = [c.source for c in notebook.cells]
     given = set().union(*map(lines_of, sources))
+    solved = code_of(notebook_of(chapter, 1, "solution"))
+    # a line may stand in the broken function of another exercise
+    start = set().union(*(lines_of(starter(e)) for e in chapter))
     for exercise in chapter:
         if isinstance(exercise, Question):
             for choice in exercise.choices.values():
                 assert choice.answer not in "\n".join(sources), exercise.name
             assert f'{exercise.name} = "?"' in "\n".join(sources)
             continue
-        own = lines_of(notebook_solution(chapter, exercise.name))
-        # a line may stand in the broken function of another exercise
-        start = set().union(*(lines_of(starter(e)) for e in chapter))
+        own = lines_of(solved[exercise.name].source)
         assert own - start, f"{exercise.name}: nothing is left to do"
         assert not (own - start) & given, exercise.name
     for word in ("HIDDEN", "SOLUTION", "seed=", "RuntimeError", "nbgrader_config"):
         assert word not in text, word
-
-
-def notebook_solution(chapter, name):
-    return code_of(notebook_of(chapter, 1, "solution"))[name].source
 
 
 @each_chapter
