@@ -41,6 +41,7 @@ extensions = [
     "contents",
     "downloads",
     "lean",
+    "search_entries",
     "notebook_links",
     "anchors",  # to cells and boxes
     "boxes",
