@@ -15,12 +15,10 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 class Segment:
     """A note, and the lines of code beside it; either may be empty.
 
-    first and last are line numbers, from 1. name is the dotted name, below the
-    module, of the function or class that begins here, or empty.
+    name is the dotted name, below the module, of the function or class that begins
+    here, or empty; code has line numbers, from 1.
     """
 
-    first: int
-    last: int = 0
     name: str = ""
     kind: str = ""  # "function", "class" or "method", where name is given
     docstring: str = ""
@@ -40,18 +38,18 @@ def segments(source: str) -> list[Segment]:
     notes = dict(_docstrings(tree))
     taken = {n for first, (_, last) in notes.items() for n in range(first, last + 1)}
     comments = _comment_lines(source) - taken
-    found = [Segment(1)]
+    found = [Segment()]
     for number, line in enumerate(lines, 1):
         if number in starts:
             name, node = starts[number]
             if not _only_comment(found[-1]):  # a comment above belongs to it
-                found.append(Segment(number))
+                found.append(Segment())
             found[-1].name, found[-1].kind = name, _kind(name, node)
         if number in notes:
             found[-1].docstring = notes[number][0]
         elif number in comments:
             if not _only_comment(found[-1]) and _holds(found[-1]):
-                found.append(Segment(number))
+                found.append(Segment())
             found[-1].comment.append(line.strip().removeprefix("#").strip())
         elif number not in taken:
             found[-1].code.append((number, line))
@@ -124,5 +122,4 @@ def _trimmed(segment: Segment) -> Segment:
     while code and not code[-1][1].strip():
         code = code[:-1]
     segment.code = code
-    segment.last = code[-1][0] if code else segment.first
     return segment
